@@ -152,6 +152,9 @@ fn set_figures(config: &StandbyConfig) -> Vec<SetFigures> {
     figures.collect()
 }
 
+/// Of how many segments the size is read, of more a part of them: somebody may ask every second.
+const SIZES_READ_MAX: u64 = 1000;
+
 /// What is in the archive where nothing is ever removed from it.
 fn keeps_all(config: &StandbyConfig) -> Option<KeepsAll> {
     if !Keeping::of(config).keeps_all() {
@@ -159,21 +162,22 @@ fn keeps_all(config: &StandbyConfig) -> Option<KeepsAll> {
     }
     let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;
     let listing = archive.listing().ok()?;
-    let segments: Vec<SegmentName> = (listing.finished.iter())
-        .filter_map(|name| match name {
-            WalFileName::Segment(name) => Some(*name),
-            _ => None,
-        })
-        .collect();
+    let segments = &listing.segments;
     // In the order of their names, a first one of each timeline: archives have few.
-    let stat = |name: &SegmentName| archive.stat(WalFileName::Segment(*name)).ok()?;
-    let stored_ns = u64::try_from(stat(segments.first()?)?.modified_ns).ok()?;
+    let stat = |name: SegmentName| archive.stat(WalFileName::Segment(name)).ok()?;
+    let stored_ns = u64::try_from(stat(segments.iter().next()?)?.modified_ns).ok()?;
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     let age = since_1970.saturating_sub(Duration::from_nanos(stored_ns));
+    let (sample, each) = segments.sample(SIZES_READ_MAX);
+    let read: u64 = sample
+        .into_iter()
+        .filter_map(stat)
+        .map(|stat| stat.len)
+        .sum();
     Some(KeepsAll {
         is_set: config.keep_backups_is_set,
-        segments: segments.len() as u64,
-        bytes: segments.iter().filter_map(stat).map(|stat| stat.len).sum(),
+        segments: segments.len(),
+        bytes: read * each,
         oldest_age: age.as_secs_f64(),
     })
 }

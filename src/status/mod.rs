@@ -273,7 +273,7 @@ pub(crate) struct KeepsAll {
     pub is_set: bool,
     /// Finished segments that it holds; at least one.
     pub segments: u64,
-    /// What they take.
+    /// About what they take.
     pub bytes: u64,
     /// Seconds since the oldest was stored.
     pub oldest_age: f64,

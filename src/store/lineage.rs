@@ -55,6 +55,7 @@ mod claim;
 mod judge;
 mod line;
 mod model;
+mod pieces;
 mod rival;
 #[cfg(test)]
 mod tests;
@@ -88,8 +89,8 @@ pub enum Asked {
 impl Lineage {
     /// Draws the conclusions.
     pub fn of(facts: LineageFacts) -> Lineage {
-        let segments = facts.segments.iter().chain(facts.partials.keys());
-        let taken = segments.map(|segment| segment.timeline());
+        let partials = facts.partials.keys().map(|segment| segment.timeline());
+        let taken = facts.segments.timelines().chain(partials);
         let taken = taken.chain(facts.damaged.iter().map(|segment| segment.timeline()));
         let taken = taken.chain(facts.histories.keys().copied());
         let taken = taken.chain(facts.unreadable.keys().copied());
@@ -175,11 +176,13 @@ impl Lineage {
     pub fn missing(&self, segment: SegmentName) -> Result<Missing, Unreadable> {
         let timeline = segment.timeline();
         // Within a timeline the names sort as the segments do.
-        let names = self.facts.segments.iter().chain(&self.facts.damaged);
-        let later = names.filter(|other| other.timeline() == timeline && **other > segment);
-        let later = later.filter(|other| self.is_plain(**other)).min();
-        match later {
-            Some(later) if !self.is_before(segment)? => Ok(Missing::Later(*later)),
+        let damaged = self.facts.damaged.iter().copied();
+        let damaged = damaged.filter(|it| it.timeline() == timeline && *it > segment);
+        let damaged = damaged.filter(|it| self.is_plain(*it)).min();
+        let mut finished = self.facts.segments.behind(segment);
+        let finished = finished.find(|it| self.is_plain(*it));
+        match finished.into_iter().chain(damaged).min() {
+            Some(later) if !self.is_before(segment)? => Ok(Missing::Later(later)),
             _ => Ok(Missing::Nothing),
         }
     }
@@ -211,10 +214,12 @@ impl Lineage {
         let size = self.facts.size;
         let (pieces, end) = (self.pieces(line), self.led(line, from).end);
         let first = from.0 / size.bytes();
-        let before_end = pieces.range(first..);
-        let before_end = before_end.take_while(|(number, _)| **number * size.bytes() < end.0);
+        let numbers = pieces
+            .from(first)
+            .flat_map(|(numbers, part)| numbers.map(move |number| (number, part.timeline)));
+        let before_end = numbers.take_while(|(number, _)| number * size.bytes() < end.0);
         before_end
-            .map(|(number, (timeline, _))| SegmentName::from_number(*timeline, *number, size))
+            .map(|(number, timeline)| SegmentName::from_number(timeline, number, size))
             .collect()
     }
 
@@ -223,9 +228,9 @@ impl Lineage {
         let size = self.facts.size;
         let mine = |segment: &SegmentName| segment.timeline() == timeline;
         let end = |segment: SegmentName| Some(Lsn(segment.start(size)?.0 + size.bytes()));
-        let mut finished = self.facts.segments.iter();
-        let finished = finished.rfind(|segment| mine(segment) && self.is_plain(**segment));
-        let finished = finished.and_then(|segment| end(*segment));
+        let mut finished = self.facts.segments.on(timeline);
+        let finished = finished.rfind(|segment| self.is_plain(*segment));
+        let finished = finished.and_then(end);
         let mut partial = self.facts.partials.iter();
         let partial = partial.rfind(|(segment, _)| mine(segment));
         let partial = partial.and_then(|(segment, progress)| match progress {
@@ -256,10 +261,14 @@ impl Lineage {
     /// The lowest timeline that has WAL.
     pub fn lowest(&self) -> Option<TimelineId> {
         // One whose note says no more than that its timeline does not count proves no beginning.
-        let finished = self.facts.segments.iter();
-        let finished = finished.filter(|segment| self.is_plain(**segment));
-        let segments = finished.chain(self.facts.partials.keys());
-        segments.map(|segment| segment.timeline()).min()
+        let segments = &self.facts.segments;
+        let finished = (segments.timelines())
+            .find(|timeline| segments.on(*timeline).any(|segment| self.is_plain(segment)));
+        let partials = self.facts.partials.keys();
+        finished
+            .into_iter()
+            .chain(partials.map(|segment| segment.timeline()))
+            .min()
     }
 
     /// The first timeline that no file speaks of between these two, both excluded.

@@ -105,6 +105,7 @@ pub(crate) mod recovery;
 mod recovery_report;
 pub(crate) mod rounds;
 mod route;
+pub(crate) mod segment_runs;
 mod servers;
 pub(crate) mod sets;
 mod shared;

@@ -66,7 +66,7 @@ fn a_segment_is_stored_packed_and_served_as_it_came() {
     let listed = archive.list(None, 10).unwrap();
     assert_eq!((listed[0].name, listed[0].len), (sample.name, sample.len()));
     let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
-    assert!(reader.listing().unwrap().finished.contains(&sample.name));
+    assert!(reader.listing().unwrap().contains(sample.name));
     let mut some = [0; 100];
     let found = reader.find(sample.name).unwrap().unwrap();
     assert_eq!(found.read_at(&mut some, 300_000).unwrap(), 100);
@@ -130,7 +130,7 @@ fn both_forms_of_one_content_are_one_segment() {
         Some(sample.bytes.clone())
     );
     let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
-    assert_eq!(reader.listing().unwrap().finished.len(), 1);
+    assert_eq!(reader.listing().unwrap().segments.len(), 1);
 }
 
 #[test]

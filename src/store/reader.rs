@@ -25,6 +25,7 @@ use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress};
 use super::map_notes;
 use super::partial::PartialEnd;
 use super::proof::{Prover, WalProof};
+use super::segment_runs::SegmentRuns;
 use crate::wal::history::History;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
@@ -86,12 +87,30 @@ pub enum Absence {
 }
 
 /// The files that an archive holds, and those of which it holds a damaged copy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveListing {
-    /// Finished files.
-    pub finished: BTreeSet<WalFileName>,
+    /// Finished segments.
+    pub segments: SegmentRuns,
+    /// Other finished files, with what has the name of a segment and not of one of this size.
+    pub others: BTreeSet<WalFileName>,
     /// Files that were set aside, with the name of the copy.
     pub damaged: BTreeSet<(WalFileName, String)>,
+}
+
+impl ArchiveListing {
+    /// Whether a file is there under its final name.
+    pub fn contains(&self, name: WalFileName) -> bool {
+        match name {
+            WalFileName::Segment(segment) if self.segments.contains(segment) => true,
+            name => self.others.contains(&name),
+        }
+    }
+
+    fn add(&mut self, name: WalFileName) {
+        if !matches!(name, WalFileName::Segment(segment) if self.segments.insert(segment)) {
+            self.others.insert(name);
+        }
+    }
 }
 
 impl ArchiveReader {
@@ -186,10 +205,14 @@ impl ArchiveReader {
 
     /// Everything that is there, as far as WAL files go.
     pub fn listing(&self) -> Result<ArchiveListing, StoreError> {
-        let mut listing = ArchiveListing::default();
+        let mut listing = ArchiveListing {
+            segments: SegmentRuns::new(self.binding.segment_size),
+            others: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+        };
         for text in self.completed.names()? {
             if let Ok(name) = text.parse() {
-                listing.finished.insert(name);
+                listing.add(name);
             } else if let Some(name) = damaged_copy_of(&text) {
                 listing.damaged.insert((name, text));
             }
@@ -246,7 +269,7 @@ impl ArchiveReader {
     ) -> Result<Lineage, StoreError> {
         let mut facts = LineageFacts {
             size: self.binding.segment_size,
-            segments: BTreeSet::new(),
+            segments: listing.segments.clone(),
             damaged: BTreeSet::new(),
             partials,
             histories: BTreeMap::new(),
@@ -254,11 +277,8 @@ impl ArchiveReader {
             notes: apart_notes::notes(&self.completed)?,
             claimed: apart_notes::claims(&self.completed)?.into_keys().collect(),
         };
-        for name in &listing.finished {
+        for name in &listing.others {
             match name {
-                WalFileName::Segment(segment) => {
-                    facts.segments.insert(*segment);
-                }
                 WalFileName::History(timeline) => match self.history(*timeline) {
                     Ok(Some(history)) => {
                         facts.histories.insert(*timeline, history);
@@ -273,7 +293,9 @@ impl ArchiveReader {
                     }
                     Err(error) => return Err(error),
                 },
-                WalFileName::Partial(_) | WalFileName::BackupHistory(..) => {}
+                WalFileName::Segment(_)
+                | WalFileName::Partial(_)
+                | WalFileName::BackupHistory(..) => {}
             }
         }
         let damaged = listing.damaged.iter().filter_map(|(name, _)| match name {
@@ -287,7 +309,7 @@ impl ArchiveReader {
     /// What it means that [`ArchiveReader::find`] found nothing.
     pub fn absence(&self, name: WalFileName) -> Result<Absence, StoreError> {
         let listing = self.listing()?;
-        if listing.finished.contains(&name) {
+        if listing.contains(name) {
             return Ok(Absence::Appeared);
         }
         if let Some((_, copy)) = listing.damaged.iter().find(|(of, _)| *of == name) {

@@ -154,7 +154,7 @@ impl<'a> Route<'a> {
 
     /// Whether the archive has this segment under its final name.
     pub(crate) fn is_finished(&self, segment: SegmentName) -> bool {
-        self.lineage.facts().segments.contains(&segment)
+        self.lineage.facts().segments.contains(segment)
     }
 
     /// The segment that PostgreSQL reads for this number: it tries the newest timeline first.

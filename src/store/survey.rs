@@ -14,7 +14,6 @@ use walmgr_protocol::limits::OVERVIEW_SETS_MAX;
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
-use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, MarkerRole};
 use super::damage::Damage;
 use super::disk::Disk;
@@ -23,9 +22,10 @@ use super::folder::Folder;
 use super::health::Monitor;
 use super::lineage::{ApartKind, Lineage, SegmentProgress};
 use super::partial::{PartialEnd, partial_end, vanished};
-use super::reader::ArchiveReader;
+use super::reader::{ArchiveListing, ArchiveReader};
 use super::rounds;
 use super::route::Route;
+use super::segment_runs::SegmentRuns;
 use super::sets::{BackupSets, Condition, SetEntry, SetError};
 use super::shared::ArchiveFolders;
 use crate::pg::backup_label::BackupLabel;
@@ -63,19 +63,20 @@ pub fn survey(
     };
     overview.cluster = Some(binding.into());
     let partial = open(&places.partial_wals)?;
-    let files = Files::read(&completed, &partial, &binding)?;
     let reader = ArchiveReader::of(Arc::clone(&completed), binding);
+    let listing = reader.listing()?;
+    let files = Files::of(&listing, &completed, &partial, &binding)?;
     describe_apart(&reader, &mut overview)?;
     let names = files.partials.iter().map(|segment| (*segment, None));
-    let lineage = reader.lineage_of(&reader.listing()?, names.collect())?;
+    let lineage = reader.lineage_of(&listing, names.collect())?;
     let (noted, noted_partials) = rounds::noted(&completed, &partial)?;
     files.describe(&lineage, &mut overview, acknowledged, &noted_partials)?;
     let known = overview.partial_segment.zip(Some(overview.partial_end));
-    let mut lineage = lineage_with(&reader, &files.partials, known)?;
+    let mut lineage = lineage_with((&reader, &listing), &files.partials, known)?;
     if !lineage.facts().claimed.is_empty() {
         // A claim is weighed against where the records of the old timeline end.
         let ends = files.partial_ends();
-        lineage = reader.lineage_of(&reader.listing()?, ends)?;
+        lineage = reader.lineage_of(&listing, ends)?;
     }
     describe_claims(&reader, &lineage, &mut overview)?;
     // A history that is not what was acknowledged leads nowhere, and somebody has to look at it.
@@ -184,43 +185,35 @@ struct Files<'a> {
     completed: &'a Folder,
     partial: &'a Folder,
     binding: &'a Binding,
-    finished: BTreeSet<WalFileName>,
+    segments: &'a SegmentRuns,
     damaged: Vec<String>,
     partials: BTreeSet<SegmentName>,
 }
 
 impl<'a> Files<'a> {
-    fn read(
+    fn of(
+        listing: &'a ArchiveListing,
         completed: &'a Folder,
         partial: &'a Folder,
         binding: &'a Binding,
     ) -> Result<Self, StoreError> {
-        let (mut finished, mut copies) = (BTreeSet::new(), Vec::new());
-        for text in completed.names()? {
-            if let Ok(name) = text.parse::<WalFileName>() {
-                finished.insert(name);
-            } else if let Some(name) = damaged_copy_of(&text) {
-                copies.push((name, text));
-            }
-        }
-        copies.retain(|(name, _)| !finished.contains(name));
-        copies.sort();
+        let copies = listing.damaged.iter();
+        let copies = copies.filter(|(name, _)| !listing.contains(*name));
         let partials = partial.names()?.into_iter();
         Ok(Files {
             completed,
             partial,
             binding,
-            finished,
-            damaged: copies.into_iter().map(|(_, text)| text).collect(),
+            segments: &listing.segments,
+            damaged: copies.map(|(_, text)| text.clone()).collect(),
             partials: partials.filter_map(|name| name.parse().ok()).collect(),
         })
     }
 
-    fn segments(&self) -> impl Iterator<Item = SegmentName> {
-        self.finished.iter().filter_map(|name| match name {
-            WalFileName::Segment(segment) => Some(*segment),
-            _ => None,
-        })
+    /// The newest finished segment that readers follow.
+    fn newest(&self, lineage: &Lineage) -> Option<SegmentName> {
+        let mut newest_first = self.segments.iter().rev();
+        newest_first.find(|segment| !lineage.is_apart(*segment))
     }
 
     fn describe(
@@ -232,7 +225,7 @@ impl<'a> Files<'a> {
     ) -> Result<(), StoreError> {
         let mut arrived_ms = None;
         let followed = |segment: &SegmentName| !lineage.is_apart(*segment);
-        overview.newest_segment = self.segments().filter(followed).max();
+        overview.newest_segment = self.newest(lineage);
         if let Some(newest) = overview.newest_segment
             && let Some(stat) = self.completed.stat_at(&newest.to_string())?
         {
@@ -283,8 +276,7 @@ impl<'a> Files<'a> {
 
     fn damaged_partials(&self, noted: &BTreeSet<SegmentName>) -> Result<Vec<Damage>, StoreError> {
         let mut damages = vanished(Some(self.completed), self.partial, self.binding)?;
-        let unfinished =
-            |segment: &&SegmentName| !(self.finished).contains(&WalFileName::Segment(**segment));
+        let unfinished = |segment: &&SegmentName| !self.segments.contains(**segment);
         let last = (self.partials.iter().rev()).filter(unfinished);
         let last = last.take(PARTIALS_READ_MAX);
         let noted = noted.iter().filter(unfinished).take(PARTIALS_READ_MAX);
@@ -308,7 +300,7 @@ impl<'a> Files<'a> {
 /// What leads from where to where. Where `known` ends is known; of the other segments in progress nobody needs
 /// to read more than the name.
 fn lineage_with(
-    reader: &ArchiveReader,
+    (reader, listing): (&ArchiveReader, &ArchiveListing),
     partials: &BTreeSet<SegmentName>,
     known: Option<(SegmentName, Lsn)>,
 ) -> Result<Lineage, StoreError> {
@@ -318,7 +310,7 @@ fn lineage_with(
         Some(SegmentProgress { end, is_whole })
     };
     let partials = partials.iter().map(|segment| (*segment, progress(segment)));
-    reader.lineage_of(&reader.listing()?, partials.collect())
+    reader.lineage_of(listing, partials.collect())
 }
 
 /// The recoveries of the sets: all follow the newest timeline.

@@ -160,11 +160,8 @@ impl RestoreCall<'_> {
         let doing = || format!("look for what goes on behind {segment}");
         let listing = self.archive.listing();
         let listing = listing.map_err(|error| failed(&doing(), &error))?;
-        let finished = listing.finished.iter().filter_map(|name| match name {
-            WalFileName::Segment(name) => Some(*name).filter(is_behind),
-            _ => None,
-        });
-        let Some(next) = finished.min_by_key(|name| name.timeline()) else {
+        let mut finished = listing.segments.following(segment);
+        let Some(next) = finished.next() else {
             return Ok(bytes);
         };
         let stored = self.archive.find(WalFileName::Segment(next));

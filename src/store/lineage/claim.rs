@@ -126,16 +126,9 @@ impl Lineage {
             });
             let is_longer = own.chain(raw).max().is_none_or(|own| claim.end > own);
             // What arrives there gets a note, so one without it is what `choose` took.
-            let mut chosen = self
-                .facts
-                .segments
-                .iter()
-                .filter(|name| self.is_plain(**name));
-            is_longer
-                || claim.followed == claim.parent
-                    && chosen.any(|name| {
-                        name.timeline() == claim.parent && self.end(*name) > claim.switch
-                    })
+            let segments = self.facts.segments.on(claim.parent).rev();
+            let mut behind = segments.take_while(|name| self.end(*name) > claim.switch);
+            is_longer || claim.followed == claim.parent && behind.any(|name| self.is_plain(name))
         })
     }
 
@@ -144,12 +137,9 @@ impl Lineage {
     #[must_use]
     pub fn given_up(mut self, timeline: TimelineId) -> (Lineage, Vec<SegmentName>) {
         let timelines: Vec<TimelineId> = self.descendants(timeline).collect();
-        let own = self
-            .facts
-            .segments
-            .iter()
-            .filter(|name| timelines.contains(&name.timeline()) && self.is_plain(**name));
-        let own: Vec<SegmentName> = own.copied().collect();
+        let segments = &self.facts.segments;
+        let own = timelines.iter().flat_map(|one| segments.on(*one));
+        let own: Vec<SegmentName> = own.filter(|name| self.is_plain(*name)).collect();
         for name in &own {
             let name = WalFileName::Segment(*name);
             self.facts.notes.insert(name, ApartKind::Timeline);
@@ -177,7 +167,7 @@ impl Lineage {
             let name = SegmentName::from_number(timeline, number, size);
             let note = self.note(WalFileName::Segment(name));
             let is_there =
-                self.facts.segments.contains(&name) && note.is_none_or(|noted| noted == kind);
+                self.facts.segments.contains(name) && note.is_none_or(|noted| noted == kind);
             let partial = self.facts.partials.get(&name);
             match partial {
                 _ if is_there => {}

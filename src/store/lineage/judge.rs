@@ -166,19 +166,19 @@ impl Lineage {
         let (parent, switch) = (parent.timeline, parent.switch_point);
         let size = self.facts.size.bytes();
         let first = switch.0 / size;
-        let finished = self.facts.segments.iter().filter(|name| {
-            let note = self.note(WalFileName::Segment(**name));
+        let counts = |name: &SegmentName| {
+            let note = self.note(WalFileName::Segment(*name));
             matches!(note, None | Some(ApartKind::Timeline))
-        });
-        let segments = finished.chain(self.facts.partials.keys());
-        let own = segments.filter(|name| name.timeline() == timeline);
-        let numbers: Vec<u64> = own
-            .filter_map(|name| name.number(self.facts.size))
-            .collect();
+        };
+        let lowest = self.facts.segments.on(timeline).find(counts);
+        let partials = self.facts.partials.keys().copied();
+        let partials = partials.filter(|name| name.timeline() == timeline);
+        let own = lowest.into_iter().chain(partials);
+        let begins = own.filter_map(|name| name.number(self.facts.size)).min();
         let is_lowest = self.lowest() == Some(timeline);
         // What nobody follows contradicts nothing: it can be made up to have a number in advance.
         let is_followed = is_lowest || self.counts(timeline);
-        if is_followed && numbers.iter().any(|number| *number < first) {
+        if is_followed && begins.is_some_and(|number| number < first) {
             return Some(Apart::Contradicts { switch });
         }
         if is_lowest {
@@ -214,7 +214,10 @@ impl Lineage {
             return Some(Apart::Rival { older, switch, end });
         }
         let reached = end.is_some_and(|end| end.0 >= first * size);
-        match reached && numbers.contains(&first) {
+        let name = SegmentName::from_number(timeline, first, self.facts.size);
+        let has_first = self.facts.segments.contains(name) && counts(&name)
+            || self.facts.partials.contains_key(&name);
+        match reached && has_first {
             true => None,
             false => Some(Apart::Unconnected { switch }),
         }
@@ -224,8 +227,7 @@ impl Lineage {
     pub fn is_early(&self, segment: SegmentName) -> bool {
         let pieces = self.pieces(&self.line_to(segment.timeline()));
         let number = segment.number(self.facts.size).unwrap_or_default();
-        let before = pieces.range(..number).next_back();
-        before.is_some_and(|(before, _)| before + 1 < number)
+        (pieces.before(number)).is_some_and(|(before, _)| before + 1 < number)
     }
 
     /// A note that is no longer right, and what it is about.
@@ -270,8 +272,9 @@ impl Lineage {
     ///
     /// A boot that was a trial leaves such a timeline, once its old master is the master again.
     pub fn giving_way_to(&self, timeline: TimelineId) -> Vec<TimelineId> {
-        let segments = self.facts.segments.iter().chain(self.facts.partials.keys());
-        let has_wal: BTreeSet<TimelineId> = segments.map(|name| name.timeline()).collect();
+        let partials = self.facts.partials.keys().map(|name| name.timeline());
+        let has_wal = self.facts.segments.timelines().chain(partials);
+        let has_wal: BTreeSet<TimelineId> = has_wal.collect();
         let mut staying = BTreeSet::new();
         let mut giving_way = Vec::new();
         // The newest first: nothing comes from it.
@@ -314,14 +317,14 @@ impl Lineage {
         let line = self.line_to(segment.timeline());
         let number = segment.number(self.facts.size);
         let before = number.and_then(|number| number.checked_sub(1));
-        before.is_some_and(|before| self.pieces(&line).contains_key(&before))
+        before.is_some_and(|before| self.pieces(&line).get(before).is_some())
     }
 
     fn ahead(&self, segment: SegmentName, ahead_max: u64) -> Option<Apart> {
         let number = segment.number(self.facts.size)?;
         let pieces = self.pieces(&self.line_to(segment.timeline()));
         // What is older than everything else sets nothing apart, and is in nobody's way.
-        let (before, _) = pieces.range(..=number).next_back()?;
+        let (before, _) = pieces.up_to(number)?;
         let segments = number - before;
         let end = Lsn((before + 1).saturating_mul(self.facts.size.bytes()));
         (segments > ahead_max).then_some(Apart::Ahead { end, segments })

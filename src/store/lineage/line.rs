@@ -2,11 +2,13 @@
 //! Never looks at a timeline that is not on the line. Invariant: a gap that is named is one that replay
 //! would stop at, and no segment counts for more than the line needs of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use super::model::Lineage;
+use super::pieces::LinePieces;
 use crate::wal::history::History;
 
 /// The part of a timeline that is on a line.
@@ -49,9 +51,6 @@ pub struct Led {
     /// The segment that it would be in, if there are later ones.
     pub missing: Option<SegmentName>,
 }
-
-/// What there is of each number: on which timeline, and where that ends.
-pub(super) type LinePieces = BTreeMap<u64, (TimelineId, Lsn)>;
 
 impl TimelineLine {
     pub(super) fn alone(timeline: TimelineId, size: WalSegmentSize) -> TimelineLine {
@@ -130,7 +129,7 @@ impl Lineage {
         legs.find_map(|leg| {
             let name = SegmentName::from_number(leg.timeline, number, line.size);
             let read = line.part_of(name).is_some() && self.is_read(name);
-            (read && self.facts.segments.contains(&name)).then_some(name)
+            (read && self.facts.segments.contains(name)).then_some(name)
         })
     }
 
@@ -145,16 +144,17 @@ impl Lineage {
         let damaged = damaged.filter_map(|name| line.part_of(*name));
         let damaged: BTreeMap<u64, Lsn> = damaged.collect();
         let first = from.0 / line.size.bytes();
-        let last = pieces.keys().chain(damaged.keys()).max().copied();
+        let last = pieces.last().map(|(last, _)| last);
+        let last = last.max(damaged.keys().next_back().copied());
         let last = last.filter(|last| *last >= first)?;
-        let number = self.first_short(line, &pieces, first, last)?;
+        let number = pieces.first_short(first, last)?;
         let missing = line.name(number);
-        let there = pieces.get(&number);
-        let lost_from = there.map_or(line.start_of(number), |(_, end)| *end);
-        let last_end = pieces.get(&last).map(|(_, end)| *end);
+        let there = pieces.get(number);
+        let lost_from = there.map_or(line.start_of(number), |it| it.end);
+        let last_end = pieces.get(last).map(|it| it.end);
         Some(LineGap {
             missing,
-            is_partly_there: there.is_some_and(|(timeline, _)| *timeline == missing.timeline()),
+            is_partly_there: there.is_some_and(|it| it.timeline == missing.timeline()),
             lost_from: lost_from.max(from),
             lost_to: last_end.or(damaged.get(&last).copied()).unwrap_or(from),
         })
@@ -165,18 +165,19 @@ impl Lineage {
     pub fn holes(&self, line: &TimelineLine, from: Lsn) -> Vec<(SegmentName, SegmentName)> {
         let pieces = self.pieces(line);
         let first = from.0 / line.size.bytes();
-        let Some((last, _)) = pieces.range(first..).next_back() else {
+        let Some((last, _)) = pieces.last().filter(|(last, _)| *last >= first) else {
             return vec![(line.name(first), line.name(first))];
         };
         let (mut holes, mut expected) = (Vec::new(), first);
-        for (number, (_, end)) in pieces.range(first..) {
-            if *number > expected {
-                holes.push((line.name(expected), line.name(number - 1)));
+        for (numbers, part) in pieces.from(first) {
+            if *numbers.start() > expected {
+                holes.push((line.name(expected), line.name(numbers.start() - 1)));
             }
-            if number < last && *end < line.start_of(number + 1) {
-                holes.push((line.name(*number), line.name(*number)));
+            let ends = *numbers.end();
+            if ends < last && part.end < line.start_of(ends + 1) {
+                holes.push((line.name(ends), line.name(ends)));
             }
-            expected = number + 1;
+            expected = ends + 1;
         }
         holes
     }
@@ -185,12 +186,12 @@ impl Lineage {
     pub fn led(&self, line: &TimelineLine, start: Lsn) -> Led {
         let pieces = self.pieces(line);
         let first = start.0 / line.size.bytes();
-        let end = match pieces.contains_key(&first) {
-            true => self.end_of_run(line, &pieces, first),
-            false => start,
+        let end = match pieces.get(first) {
+            Some(_) => pieces.end_of_run(first),
+            None => start,
         };
         let number = end.0 / line.size.bytes();
-        let more = pieces.range(number + 1..).next().is_some();
+        let more = pieces.last().is_some_and(|(last, _)| last > number);
         Led {
             end,
             missing: more.then(|| line.name(number)),
@@ -200,15 +201,14 @@ impl Lineage {
     /// Up to where the last run leads, and the gap before it.
     pub fn led_behind_last_gap(&self, line: &TimelineLine) -> Option<Led> {
         let pieces = self.pieces(line);
-        let (last, _) = pieces.last_key_value()?;
-        let first = self.first_of_run(line, &pieces, *last);
-        let before = (pieces.range(..first).next_back()).map(|(number, _)| *number);
-        let missing = before.and_then(|before| {
-            let number = self.first_short(line, &pieces, before, first)?;
+        let (last, _) = pieces.last()?;
+        let first = pieces.first_of_run(last);
+        let missing = pieces.before(first).and_then(|(before, _)| {
+            let number = pieces.first_short(before, first)?;
             Some(line.name(number))
         });
         Some(Led {
-            end: self.end_of_run(line, &pieces, first),
+            end: pieces.end_of_run(first),
             missing,
         })
     }
@@ -216,76 +216,60 @@ impl Lineage {
     /// Where the WAL begins that leads to `from` without a gap.
     pub fn begin_of_run(&self, line: &TimelineLine, from: Lsn) -> Lsn {
         let number = from.0 / line.size.bytes();
-        line.start_of(self.first_of_run(line, &self.pieces(line), number))
-    }
-
-    /// The first number of those that lead to this one without a gap.
-    fn first_of_run(&self, line: &TimelineLine, pieces: &LinePieces, number: u64) -> u64 {
-        let mut first = number;
-        while first > 0 && self.first_short(line, pieces, first - 1, first).is_none() {
-            first -= 1;
-        }
-        first
-    }
-
-    /// The first number of these that is not there to its end; the last one may be in progress.
-    fn first_short(
-        &self,
-        line: &TimelineLine,
-        pieces: &LinePieces,
-        first: u64,
-        last: u64,
-    ) -> Option<u64> {
-        let ends_early = |number: u64| match pieces.get(&number) {
-            None => true,
-            Some((_, end)) => number < last && *end < line.start_of(number + 1),
-        };
-        // Far-away names must not make this walk through every number between.
-        let mut expected = first;
-        for (number, _) in pieces.range(first..=last) {
-            if *number != expected || ends_early(*number) {
-                return Some(expected);
-            }
-            expected = number + 1;
-        }
-        (expected <= last).then_some(expected)
-    }
-
-    /// Where the run ends that this number, which is there, belongs to.
-    fn end_of_run(&self, line: &TimelineLine, pieces: &LinePieces, first: u64) -> Lsn {
-        let mut end = line.start_of(first);
-        for (number, (_, ends)) in pieces.range(first..) {
-            if line.start_of(*number) != end {
-                break;
-            }
-            end = *ends;
-        }
-        end
+        line.start_of(self.pieces(line).first_of_run(number))
     }
 
     /// What there is of each number, on the newest timeline that has it.
     pub(super) fn pieces(&self, line: &TimelineLine) -> LinePieces {
-        let mut pieces = LinePieces::new();
-        let mut add = |segment: SegmentName, end: Lsn| {
-            let Some((number, wanted)) = line.part_of(segment) else {
-                return;
+        let mut pieces = LinePieces::new(line.size);
+        for leg in &line.legs {
+            let (begin, end) = (leg.begin.0, leg.end.0);
+            let size = line.size.bytes();
+            let Some(last) = end.div_ceil(size).checked_sub(1) else {
+                continue;
             };
-            let found = (segment.timeline(), end.min(wanted));
-            let known = pieces.entry(number).or_insert(found);
+            let first = begin / size;
             // A finished one comes before its beginning.
-            if known.0 < found.0 {
-                *known = found;
+            for run in self.plain_runs(leg.timeline) {
+                let numbers = first.max(*run.start())..=last.min(*run.end());
+                pieces.add(numbers, leg.timeline, leg.end);
             }
-        };
-        let finished = self.facts.segments.iter();
-        for segment in finished.filter(|segment| self.is_read(**segment)) {
-            add(*segment, Lsn(u64::MAX));
-        }
-        for (segment, progress) in &self.facts.partials {
-            let progress = progress.filter(|progress| !progress.is_whole);
-            add(*segment, progress.map_or(Lsn(u64::MAX), |known| known.end));
+            let partials = self.facts.partials.iter();
+            for (segment, progress) in partials.filter(|(it, _)| it.timeline() == leg.timeline) {
+                let Some((number, wanted)) = line.part_of(*segment) else {
+                    continue;
+                };
+                let ends = progress.filter(|it| !it.is_whole).map(|it| it.end);
+                let ends = ends.map_or(wanted, |end| end.min(wanted));
+                pieces.add(number..=number, leg.timeline, ends);
+            }
         }
         pieces
+    }
+
+    /// The runs of a timeline's finished segments that readers take.
+    fn plain_runs(&self, timeline: TimelineId) -> Vec<RangeInclusive<u64>> {
+        let noted = self.facts.notes.keys().filter_map(|name| match name {
+            WalFileName::Segment(segment) if segment.timeline() == timeline => {
+                segment.number(self.facts.size)
+            }
+            _ => None,
+        });
+        let noted: BTreeSet<u64> = noted.collect();
+        let mut plain = Vec::new();
+        for run in self.facts.segments.runs(timeline) {
+            let mut first = *run.start();
+            for number in noted.range(run.clone()) {
+                if first < *number {
+                    plain.push(first..=number - 1);
+                }
+                first = number + 1;
+            }
+            if first <= *run.end() {
+                plain.push(first..=*run.end());
+            }
+        }
+        plain
     }
 
     /// Whether a reader whose line has this segment takes it. Its timeline is on the line, whether

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
+use crate::store::segment_runs::SegmentRuns;
 use crate::wal::history::History;
 
 /// Why a file has a note.
@@ -35,7 +36,7 @@ pub struct LineageFacts {
     /// `wal_segment_size`.
     pub size: WalSegmentSize,
     /// Finished segments.
-    pub segments: BTreeSet<SegmentName>,
+    pub segments: SegmentRuns,
     /// Segments of which only a damaged copy is there.
     pub damaged: BTreeSet<SegmentName>,
     /// Segments in progress; `None` for one that nobody has read, which counts as whole.

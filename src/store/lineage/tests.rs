@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use walmgr_protocol::names::WalSegmentSize;
 
 use super::*;
+use crate::store::segment_runs::SegmentRuns;
 
 const MIB: u64 = 1 << 20;
 
@@ -37,7 +38,10 @@ fn facts(segments: &[(u32, u64)], histories: &[History]) -> LineageFacts {
     let histories = histories.iter();
     LineageFacts {
         size: WalSegmentSize::new(1 << 20).unwrap(),
-        segments: segments.iter().map(|name| segment(*name)).collect(),
+        segments: SegmentRuns::of(
+            WalSegmentSize::new(1 << 20).unwrap(),
+            segments.iter().map(|name| segment(*name)),
+        ),
         damaged: BTreeSet::new(),
         partials: BTreeMap::new(),
         histories: histories
@@ -118,7 +122,7 @@ fn slow_segment(
     let (start, end) = (number * MIB, (number + 1) * MIB);
     for (timeline, begins, ends) in timelines {
         let name = segment((timeline, number));
-        if start < ends && end > begins && facts.segments.contains(&name) {
+        if start < ends && end > begins && facts.segments.contains(name) {
             return Some(name);
         }
     }
