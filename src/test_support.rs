@@ -129,7 +129,7 @@ pub mod store {
     }
     pub mod fuzzing {
         pub use crate::store::fuzzing::{
-            acknowledged_end, kept_checksum, packed_segment, verified_note,
+            acknowledged_end, held_names, kept_checksum, packed_segment, verified_note,
         };
     }
     pub mod sets {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 type Body = fn(&[u8]);
 
 /// The bodies by their targets.
-const BODIES: [(&str, Body); 37] = [
+const BODIES: [(&str, Body); 38] = [
     (
         "agent_words",
         walmgr::test_support::master::fuzzing::agent_words,
@@ -32,6 +32,10 @@ const BODIES: [(&str, Body); 37] = [
     (
         "http_request",
         walmgr::test_support::metrics::fuzzing::http_request,
+    ),
+    (
+        "held_names",
+        walmgr::test_support::store::fuzzing::held_names,
     ),
     (
         "verified_note",

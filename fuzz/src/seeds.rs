@@ -287,6 +287,10 @@ fn texts(seeds: &Seeds) -> io::Result<()> {
         let text = format!("{lines}check 00000000\n");
         seeds.put("kept_checksum", &at.to_string(), text.as_bytes())?;
     }
+    let index = "walmgr names 1\nfolder 2050 131073 1 2\nboot b9cf12a3-27be-4bb7-bd5c-0a81b0ba5c70\nsize 16777216\n\
+        plain 000000010000000000000001 000000010000000100000002\npacked 000000010000000100000003 000000010000000100000003\n\
+        other 00000002.history\ncheck 00000000\n";
+    seeds.put("held_names", "index", index.as_bytes())?;
     let note = "verified 1 wal\n000000010000000000000003 7 16777216 1 2 0000000A 3 first 0/3000148 5 last 0/30FF120 \
         6 open 0/3FFFFE8\n00000002.history 8 41 1 2 0000000B 3\ncheck 00000000\n";
     seeds.put("verified_note", "wal", note.as_bytes())?;

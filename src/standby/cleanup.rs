@@ -38,9 +38,10 @@ const OWN_FILES: [&str; 7] = [
 ];
 
 /// The folders of notes below them.
-const OWN_FOLDERS: [&str; 6] = [
+const OWN_FOLDERS: [&str; 7] = [
     ".checksums",
     ".maps",
+    ".names",
     ".obstacles",
     ".apart",
     ".servers",

@@ -12,13 +12,12 @@ use super::apart_notes::{
     CLAIMED_SUFFIX, EARLY_SUFFIX, brought_by, claim, claims, is_early, marked, note_unread, notes,
     open, remove, settle, told, write, write_mark, write_text,
 };
-use super::beside::damaged_copy_of;
 use super::error::StoreError;
 use super::failover;
 use super::lineage::{Apart, ApartKind, Lineage, Outgrown, SegmentProgress};
 use super::partial::{PartialEnd, partial_end, partial_names};
 use super::reader::ArchiveReader;
-use super::shared::{Archive, Shared, finished_names};
+use super::shared::{Archive, Shared};
 use crate::wal::history::History;
 
 /// Leave for one file to get its name; nobody judges another one meanwhile.
@@ -206,23 +205,24 @@ impl Shared {
 
     /// What an earlier process left undone.
     pub(super) fn recover_notes(&self) -> Result<(), StoreError> {
-        for name in finished_names(&self.completed)?.into_keys() {
-            self.note_timeline(name.timeline());
+        let there = self.listing()?;
+        let others = there.others.iter().map(|name| name.timeline());
+        for timeline in there.segments.timelines().chain(others) {
+            self.note_timeline(timeline);
         }
         for segment in partial_names(&self.partial)? {
             self.note_timeline(segment.timeline());
         }
         // One without its file, as a purge that was cut leaves it. A damaged copy is still apart.
-        let texts = self.completed.names()?.into_iter();
-        let there = texts.filter_map(|text| text.parse().ok().or_else(|| damaged_copy_of(&text)));
-        let there: BTreeSet<WalFileName> = there.collect();
+        let is_damaged = |name| there.damaged.iter().any(|(damaged, _)| *damaged == name);
+        let is_there = |name| there.contains(name) || is_damaged(name);
         for name in notes(&self.completed)?.into_keys() {
-            if !there.contains(&name) {
+            if !is_there(name) {
                 remove(&self.completed, name)?;
             }
         }
         for name in marked(&self.completed)? {
-            if !there.contains(&name) {
+            if !is_there(name) {
                 settle(&self.completed, name)?;
             }
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use walmgr_protocol::limits::{RESERVED_SEGMENTS, UNFOLLOWED_BYTES_PER_KEY_MAX};
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName, WalSegmentSize};
 
 use super::binding::{Binding, Marker, MarkerRole};
 use super::checksums::Checksums;
@@ -18,14 +18,15 @@ use super::durable::{Durable, Existing, ExistingContent, Temporary};
 use super::error::StoreError;
 use super::health::{Health, Monitor};
 use super::incoming::Incoming;
+use super::index_keeper::{IndexKeeper, KeptIndex};
 use super::joints::Carried;
 use super::name_lock::{NameGuard, NameLocks};
 use super::proof::{Prover, WalProof};
+use super::reader::ArchiveListing;
 use super::recovery;
 use super::recovery_report::RecoveryReport;
 use super::shared::{
-    Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, finished_names, is_damage,
-    set_aside,
+    Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, is_damage, set_aside,
 };
 use crate::config::StoreCompression;
 use crate::metrics::StoreMeter;
@@ -200,20 +201,37 @@ impl Archive {
         after: Option<WalFileName>,
         limit: usize,
     ) -> Result<Vec<StoredFile>, StoreError> {
-        let folder = &self.shared.completed;
-        let mut entries = Vec::new();
-        for (name, text) in finished_names(folder)? {
-            if after.is_some_and(|after| name <= after) {
-                continue;
-            }
-            if entries.len() >= limit {
+        let listing = self.shared.listing()?;
+        let (mut entries, mut after) = (Vec::new(), after);
+        // One that has gone since leaves its place to the next.
+        while entries.len() < limit {
+            let found = listing.behind(after, limit - entries.len());
+            let Some(last) = found.last() else {
                 break;
-            }
-            if let Some(len) = self.shared.len_of(&text)? {
-                entries.push(StoredFile { name, len });
+            };
+            after = Some(*last);
+            for name in found {
+                if let Some(len) = self.shared.len_of(&name.to_string())? {
+                    entries.push(StoredFile { name, len });
+                }
             }
         }
         Ok(entries)
+    }
+
+    /// The highest finished segment that no note keeps readers from.
+    pub(crate) fn newest_segment(&self) -> Result<Option<SegmentName>, StoreError> {
+        let (listing, noted) = (self.shared.listing()?, self.noted()?);
+        let mut newest_first = listing.segments.iter().rev();
+        Ok(newest_first.find(|segment| !noted.contains(&WalFileName::Segment(*segment))))
+    }
+
+    /// Has an index of its names kept as long as that lives; none before it is bound to a cluster.
+    pub(crate) fn keep_index(&self, keeper: &IndexKeeper) -> Option<KeptIndex> {
+        let size = self.binding()?.segment_size;
+        // A failure to look is nobody else's.
+        let folder = self.shared.completed.again(Arc::new(Monitor::new()));
+        Some(keeper.keep(Arc::new(folder.ok()?), size))
     }
 
     /// Proves that the segments from `first` to the one that holds the last byte before `stop` are
@@ -283,6 +301,13 @@ impl fmt::Debug for Archive {
 }
 
 impl Shared {
+    /// Everything that is there, as far as WAL files go.
+    pub(super) fn listing(&self) -> Result<ArchiveListing, StoreError> {
+        // One without a cluster holds none.
+        let size = (self.binding()).map_or(WalSegmentSize::DEFAULT, |bound| bound.segment_size);
+        ArchiveListing::read(&self.completed, size)
+    }
+
     fn prover(&self) -> Result<Prover<'_>, StoreError> {
         Ok(Prover {
             completed: &self.completed,

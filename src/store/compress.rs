@@ -271,7 +271,7 @@ pub(super) fn clear_leftovers(completed: &Folder) -> Result<usize, StoreError> {
 }
 
 fn leftovers(completed: &Folder) -> Result<Vec<String>, StoreError> {
-    let mut names = completed.names()?;
+    let mut names = completed.names_beside()?;
     names.retain(|name| name.starts_with(PACKING_PREFIX) || name.starts_with(RETIRED_PREFIX));
     Ok(names)
 }

@@ -48,6 +48,12 @@ pub trait Disk: Tree + Send + Sync {
     /// The names in a directory, unsorted; those that are no UTF-8 cannot be ours and are left out.
     fn names(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<String>>;
 
+    /// Hands out the same names one by one, so that nobody has to hold them all.
+    fn each_name(&self, directory: BorrowedFd<'_>, each: &mut dyn FnMut(&str)) -> io::Result<()> {
+        self.names(directory)?.iter().for_each(|name| each(name));
+        Ok(())
+    }
+
     /// Creates a file that must not exist, mode 0600, for writing.
     fn create(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd>;
 

@@ -38,7 +38,7 @@ const DISPLACED_MAX: usize = 16;
 impl Shared {
     /// Whether the stored file of this name may give way to one more.
     pub(super) fn may_displace(&self, name: WalFileName) -> Result<bool, StoreError> {
-        let copies = CopyName::to_choose_from(name, self.completed.names()?);
+        let copies = CopyName::to_choose_from(name, self.completed.names_beside()?);
         let displaced = copies.iter().filter(|copy| copy.kind == Beside::Displaced);
         if displaced.count() < DISPLACED_MAX {
             return Ok(true);
@@ -56,7 +56,7 @@ impl Shared {
         name: WalFileName,
         (len, crc32): (u64, u32),
     ) -> Result<bool, StoreError> {
-        for copy in CopyName::to_choose_from(name, self.completed.names()?) {
+        for copy in CopyName::to_choose_from(name, self.completed.names_beside()?) {
             if self.has_content(&copy.to_string(), (len, crc32))? {
                 return Ok(true);
             }
@@ -98,7 +98,7 @@ pub(super) fn displace<T>(
 
 /// The name that the next file which gives way gets; what a crash left of the last attempt is used again.
 fn free_name(completed: &Folder, name: WalFileName) -> Result<String, StoreError> {
-    let copies = CopyName::to_choose_from(name, completed.names()?);
+    let copies = CopyName::to_choose_from(name, completed.names_beside()?);
     let mut next = 0;
     for copy in copies.iter().filter(|it| it.kind == Beside::Displaced) {
         let text = copy.to_string();
@@ -119,7 +119,7 @@ impl ArchiveReader {
     /// The names beside whose file others are kept that might be served, and those.
     pub fn beside(&self) -> Result<BTreeMap<WalFileName, Vec<CopyName>>, StoreError> {
         let mut beside = BTreeMap::<WalFileName, Vec<CopyName>>::new();
-        for text in self.completed.names()? {
+        for text in self.completed.names_beside()? {
             if let Some(copy) = CopyName::parse(&text)
                 && copy.kind != Beside::Damaged
                 // What a crash left of an attempt is the stored file itself.

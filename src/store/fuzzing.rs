@@ -4,6 +4,7 @@
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::checksums::KeptChecksum;
+use super::held_names::HeldNames;
 use super::packed::{BlockUnpacker, ForeignUnpacker, SeekTable};
 use super::partial::acknowledged;
 use super::verify::note;
@@ -57,6 +58,23 @@ pub fn kept_checksum(bytes: &[u8]) {
     assert_eq!(KeptChecksum::parse(name, text.as_bytes()), Some(kept));
     let other = WalFileName::History(walmgr_protocol::names::TimelineId::FIRST);
     assert!(name == other || KeptChecksum::parse(other, text.as_bytes()).is_none());
+}
+
+/// The index of an archive's names: what is read can be written and read again. The second time its checksum is made right,
+/// so that what lies behind it is reached.
+pub fn held_names(bytes: &[u8]) {
+    read_names(bytes);
+    let said = String::from_utf8_lossy(bytes);
+    let said = said.rsplit_once("check ").map_or(&*said, |(said, _)| said);
+    let crc32 = crc32fast::hash(said.as_bytes());
+    read_names(format!("{said}check {crc32:08X}\n").as_bytes());
+}
+
+fn read_names(bytes: &[u8]) {
+    if let Some((moment, names)) = HeldNames::parse(bytes) {
+        let text = names.text(&moment).expect("what was read is of lines");
+        assert_eq!(HeldNames::parse(text.as_bytes()), Some((moment, names)));
+    }
 }
 
 /// What `verify` remembers of good files: what is believed is what would be written, and about nothing else.
@@ -117,6 +135,26 @@ mod tests {
         let segment = "000000010000000000000003".parse().unwrap();
         let boot = "b9cf12a3-27be-4bb7-bd5c-0a81b0ba5c70";
         acknowledged::text_of(segment, Lsn(0x0312_A4C8), boot).into_bytes()
+    }
+
+    fn index() -> String {
+        let said = "walmgr names 1\nfolder 2050 131073 1 2\nboot b9cf12a3\nsize 16777216\n\
+            plain 000000010000000000000001 000000010000000100000002\n\
+            packed 000000010000000100000003 000000010000000100000003\nother 00000002.history\n";
+        format!("{said}check {:08X}\n", crc32fast::hash(said.as_bytes()))
+    }
+
+    #[test]
+    fn the_body_takes_an_index_of_names_and_none_that_is_flipped() {
+        let index = index();
+        assert!(HeldNames::parse(index.as_bytes()).is_some());
+        held_names(index.as_bytes());
+        for at in 0..index.len() * 8 {
+            let mut flipped = index.clone().into_bytes();
+            flipped[at / 8] ^= 1 << (at % 8);
+            assert_eq!(HeldNames::parse(&flipped), None, "bit {at}");
+            held_names(&flipped);
+        }
     }
 
     #[test]

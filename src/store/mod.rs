@@ -12,6 +12,7 @@
 //!   .checksums/NAME                length and CRC-32 of the file when it was acknowledged (see
 //!                                  `checksums`)
 //!   .obstacles/NAME                records in the segment NAME that replay cannot pass (see `obstacle_notes`)
+//!   .names/index                   all names in this folder, so that nobody lists a million (see `held_names`)
 //!   .maps/NAME                     what the records of the segment NAME change (see `map_notes`)
 //!   .servers/                      the data directories whose servers read from here (see `servers`)
 //!   .verified/                     files that `verify` found good or damaged (see `verify::note`)
@@ -84,7 +85,9 @@ mod finished;
 mod folder;
 pub(crate) mod fuzzing;
 pub(crate) mod health;
+mod held_names;
 pub(crate) mod incoming;
+mod index_keeper;
 mod joined;
 mod joints;
 pub(crate) mod lineage;
@@ -123,6 +126,8 @@ mod crash_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod index_tests;
+#[cfg(test)]
 mod joint_tests;
 #[cfg(test)]
 mod packed_tests;
@@ -138,6 +143,7 @@ pub(crate) use durable::{Durable, DurableRecords, DurableWal};
 pub(crate) use error::StoreError;
 pub(crate) use health::Health;
 pub(crate) use incoming::{FileSealed, Incoming};
+pub(crate) use index_keeper::{IndexKeeper, KeptIndex};
 pub(crate) use other_set::WantedSet;
 pub use partial::{Freeze, PartialEnd, PartialWals};
 pub(crate) use partial::{FrozenSegment, NotTaken, OwnSegment, PartialStream};

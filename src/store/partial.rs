@@ -60,7 +60,7 @@ use super::damage::Damage;
 use super::durable::{DurableRecords, Existing};
 use super::error::StoreError;
 use super::folder::Folder;
-use super::shared::{Archive, finished_names};
+use super::shared::Archive;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
 
@@ -94,7 +94,7 @@ impl Archive {
         let shared = &self.shared;
         shared.monitor.check()?;
         freeze::refuse(&shared.partial, timeline)?;
-        let finished = finished_names(&shared.completed)?;
+        let finished = shared.listing()?;
         let partials = partial_names(&shared.partial)?;
         let lineage = shared.lineage()?;
         // What is set apart is no reason to refuse a master, nor is what only a key claims.
@@ -104,17 +104,13 @@ impl Archive {
             );
             return Err(StoreError::Diverged { why });
         }
-        if timeline.number() > 1 && !finished.contains_key(&WalFileName::History(timeline)) {
+        if timeline.number() > 1 && !finished.contains(WalFileName::History(timeline)) {
             return Err(StoreError::HistoryMissing { timeline });
         }
-        let segments = finished.keys().filter_map(|name| match name {
-            WalFileName::Segment(segment) => Some(*segment),
-            _ => None,
-        });
         let early = early(&shared.completed)?;
-        let segments =
-            segments.filter(|segment| lineage.is_plain(*segment) && !early.contains(segment));
-        let newest_finished = segments.filter(|name| name.timeline() == timeline).max();
+        let mut newest_first = finished.segments.on(timeline).rev();
+        let newest_finished =
+            newest_first.find(|segment| lineage.is_plain(*segment) && !early.contains(segment));
         let mut unfinished = (partials.into_iter())
             .filter(|name| name.timeline() == timeline && Some(*name) > newest_finished);
         let oldest_partial = unfinished.next();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
-use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use super::apart_notes::{self, ApartNote};
 use super::beside::damaged_copy_of;
@@ -98,6 +98,24 @@ pub struct ArchiveListing {
 }
 
 impl ArchiveListing {
+    /// Everything that is there, as far as WAL files go; segments have this size.
+    pub(super) fn read(completed: &Folder, size: WalSegmentSize) -> Result<Self, StoreError> {
+        let (segments, others) = completed.held(size)?;
+        let mut listing = ArchiveListing {
+            segments,
+            others: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+        };
+        for text in others {
+            if let Ok(name) = text.parse() {
+                listing.others.insert(name);
+            } else if let Some(name) = damaged_copy_of(&text) {
+                listing.damaged.insert((name, text));
+            }
+        }
+        Ok(listing)
+    }
+
     /// Whether a file is there under its final name.
     pub fn contains(&self, name: WalFileName) -> bool {
         match name {
@@ -106,10 +124,31 @@ impl ArchiveListing {
         }
     }
 
-    fn add(&mut self, name: WalFileName) {
-        if !matches!(name, WalFileName::Segment(segment) if self.segments.insert(segment)) {
-            self.others.insert(name);
-        }
+    /// The files behind this one, in order, so many of them at most.
+    pub(super) fn behind(&self, after: Option<WalFileName>, most: usize) -> Vec<WalFileName> {
+        let segments: Vec<SegmentName> = match after {
+            Some(WalFileName::Segment(after)) => {
+                let newer = self
+                    .segments
+                    .timelines()
+                    .filter(|it| *it > after.timeline());
+                let newer = newer.flat_map(|timeline| self.segments.on(timeline));
+                self.segments
+                    .behind(after)
+                    .chain(newer)
+                    .take(most)
+                    .collect()
+            }
+            _ => self.segments.iter().take(most).collect(),
+        };
+        let others = self.others.iter().copied();
+        let found = segments.into_iter().map(WalFileName::Segment).chain(others);
+        let mut found: Vec<WalFileName> = found
+            .filter(|name| after.is_none_or(|after| *name > after))
+            .collect();
+        found.sort_unstable();
+        found.truncate(most);
+        found
     }
 }
 
@@ -205,19 +244,7 @@ impl ArchiveReader {
 
     /// Everything that is there, as far as WAL files go.
     pub fn listing(&self) -> Result<ArchiveListing, StoreError> {
-        let mut listing = ArchiveListing {
-            segments: SegmentRuns::new(self.binding.segment_size),
-            others: BTreeSet::new(),
-            damaged: BTreeSet::new(),
-        };
-        for text in self.completed.names()? {
-            if let Ok(name) = text.parse() {
-                listing.add(name);
-            } else if let Some(name) = damaged_copy_of(&text) {
-                listing.damaged.insert((name, text));
-            }
-        }
-        Ok(listing)
+        ArchiveListing::read(&self.completed, self.binding.segment_size)
     }
 
     /// Whether a standby passes a segment over that it comes to: what an old master went on to write, or one

@@ -53,15 +53,20 @@ impl Disk for RealDisk {
 
     fn names(&self, directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
+        self.each_name(directory, &mut |name| names.push(name.to_owned()))?;
+        Ok(names)
+    }
+
+    fn each_name(&self, directory: BorrowedFd<'_>, each: &mut dyn FnMut(&str)) -> io::Result<()> {
         for entry in fs::Dir::read_from(directory)? {
             if let Ok(name) = entry?.file_name().to_str()
                 && name != "."
                 && name != ".."
             {
-                names.push(name.to_owned());
+                each(name);
             }
         }
-        Ok(names)
+        Ok(())
     }
 
     fn create(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {

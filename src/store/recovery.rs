@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use walmgr_protocol::names::{Lsn, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::binding::{Binding, MARKER_NAME, Marker, MarkerRole};
 use super::checksums::{Checksums, KeptChecksum};
@@ -21,7 +21,7 @@ use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
 use super::partial;
 use super::recovery_report::RecoveryReport;
-use super::shared::{ArchiveFolders, StoredCheck, finished_names, is_damage, set_aside};
+use super::shared::{ArchiveFolders, StoredCheck, is_damage, set_aside};
 use crate::wal::commit::CommitSpan;
 use crate::wal::joint::SegmentEnd;
 use crate::wal::scan::Scanner;
@@ -182,7 +182,7 @@ pub(super) fn recover(
 ) -> Result<RecoveryReport, StoreError> {
     let mut report = RecoveryReport::default();
     for (folder, role) in folders.each() {
-        for name in folder.names()? {
+        for name in folder.names_beside()? {
             if name.starts_with(TEMPORARY_PREFIX) {
                 folder.remove(&name)?;
                 report.temporaries_removed += 1;
@@ -250,17 +250,19 @@ impl FinishedCheck<'_> {
         let count = usize::try_from(fitting)
             .unwrap_or(1)
             .clamp(1, CHECKED_SEGMENTS_MAX);
-        let (mut segments, mut texts) = (Vec::new(), Vec::new());
-        for name in finished_names(self.folder)?.into_keys() {
-            match name {
-                WalFileName::Segment(_) => segments.push(name),
-                WalFileName::History(_) | WalFileName::BackupHistory(..) => texts.push(name),
-                WalFileName::Partial(_) => {}
-            }
-        }
+        let (segments, others) = self.folder.held(self.binding.segment_size)?;
+        let texts = others.iter().filter_map(|text| text.parse().ok());
+        let texts = texts.filter(|name| {
+            matches!(
+                name,
+                WalFileName::History(_) | WalFileName::BackupHistory(..)
+            )
+        });
+        let newest = segments.iter().rev().take(count);
+        let newest: Vec<SegmentName> = newest.collect();
         // The oldest first: what is kept of one says where the next one looks back to.
-        let newest = segments.split_off(segments.len().saturating_sub(count));
-        for name in newest.into_iter().chain(texts) {
+        let newest = newest.into_iter().rev().map(WalFileName::Segment);
+        for name in newest.chain(texts) {
             match self.look(name) {
                 Ok(Some(found)) => self.judge(name, &found, report)?,
                 Ok(None) => {}

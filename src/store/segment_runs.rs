@@ -34,24 +34,49 @@ impl SegmentRuns {
 
     /// Adds one; no if it is there, or no segment of this size has such a name.
     pub fn insert(&mut self, segment: SegmentName) -> bool {
-        let Some(number) = segment.number(self.size) else {
-            return false;
-        };
-        let runs = self.runs.entry(segment.timeline()).or_default();
-        let before = runs
-            .range(..=number)
-            .next_back()
-            .map(|(first, last)| (*first, *last));
-        if before.is_some_and(|(_, last)| last >= number) {
-            return false;
+        match segment.number(self.size) {
+            Some(number) if !self.contains(segment) => {
+                self.merge(segment.timeline(), number, number);
+                true
+            }
+            _ => false,
         }
-        let first = match before {
-            Some((first, last)) if last + 1 == number => first,
-            _ => number,
-        };
-        let last = runs.remove(&(number + 1)).unwrap_or(number);
+    }
+
+    /// Adds all from one to another on the same timeline; no if there can be no such run.
+    pub fn insert_run(&mut self, first: SegmentName, last: SegmentName) -> bool {
+        let numbers = (first.number(self.size), last.number(self.size));
+        match numbers {
+            (Some(begin), Some(end)) if first <= last && first.timeline() == last.timeline() => {
+                self.merge(first.timeline(), begin, end);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds those of another set.
+    pub fn add_runs(&mut self, others: &SegmentRuns) {
+        for timeline in others.timelines() {
+            for run in others.runs(timeline) {
+                self.merge(timeline, *run.start(), *run.end());
+            }
+        }
+    }
+
+    fn merge(&mut self, timeline: TimelineId, mut first: u64, mut last: u64) {
+        let runs = self.runs.entry(timeline).or_default();
+        if let Some((begins, ends)) = runs.range(..=first).next_back()
+            && ends.saturating_add(1) >= first
+        {
+            (first, last) = (*begins, last.max(*ends));
+        }
+        while let Some((begins, ends)) = runs.range(first..=last.saturating_add(1)).next() {
+            let (begins, ends) = (*begins, *ends);
+            last = last.max(ends);
+            runs.remove(&begins);
+        }
         runs.insert(first, last);
-        true
     }
 
     /// Takes one away; no if it is not there.
@@ -102,6 +127,15 @@ impl SegmentRuns {
     ) -> impl DoubleEndedIterator<Item = RangeInclusive<u64>> {
         let runs = self.runs.get(&timeline).into_iter().flatten();
         runs.map(|(first, last)| *first..=*last)
+    }
+
+    /// The first and the last segment of every run, in order.
+    pub fn named_runs(&self) -> impl Iterator<Item = (SegmentName, SegmentName)> {
+        self.timelines().flat_map(move |timeline| {
+            let name = move |number| SegmentName::from_number(timeline, number, self.size);
+            let runs = self.runs(timeline);
+            runs.map(move |run| (name(*run.start()), name(*run.end())))
+        })
     }
 
     /// The segments of a timeline, in order.
@@ -205,6 +239,19 @@ mod tests {
                 let behind = set.iter().filter(|it| it.timeline() == asked.timeline() && **it > asked);
                 prop_assert!(runs.behind(asked).eq(behind.copied()));
             }
+            let mut copy = SegmentRuns::new(size);
+            for (first, last) in runs.named_runs().collect::<Vec<_>>().into_iter().rev() {
+                prop_assert!(copy.insert_run(first, last));
+            }
+            prop_assert_eq!(&copy, &runs);
+            let (mut one, mut other) = (SegmentRuns::new(size), SegmentRuns::new(size));
+            for (at, name) in set.iter().enumerate() {
+                let half = if at % 3 == 0 { &mut one } else { &mut other };
+                prop_assert!(half.insert(*name));
+            }
+            one.add_runs(&other);
+            one.add_runs(&runs);
+            prop_assert_eq!(&one, &runs);
             let (sample, step) = runs.sample(7);
             prop_assert!(sample.len() <= 7);
             prop_assert!(sample.iter().eq(set.iter().step_by(usize::try_from(step).unwrap())));

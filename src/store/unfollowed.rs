@@ -82,7 +82,7 @@ impl Shared {
 
     /// What gave way to another file of its name.
     fn displaced(&self) -> Result<Vec<String>, StoreError> {
-        let names = self.completed.names()?.into_iter();
+        let names = self.completed.names_beside()?.into_iter();
         let is_displaced = |copy: CopyName| copy.kind == Beside::Displaced;
         Ok(names
             .filter(|text| CopyName::parse(text).is_some_and(is_displaced))

@@ -150,6 +150,7 @@ fn is_own(name: &str) -> bool {
         ".walmgr-compress",
         ".checksums",
         ".maps",
+        ".names",
         ".apart",
         ".obstacles",
         "BACKUPLOCK",

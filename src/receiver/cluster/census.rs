@@ -1,12 +1,13 @@
 //! What the clusters of a process share: how many of their stores are open, whose turn it is, what they have together.
 //! Never touches a store. Invariant: once the last that is open has retired, and none is being opened, none is opened again: the process ends.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::rate_limit::RateLimit;
 use crate::receiver::shares::SharePools;
+use crate::store::{Archive, IndexKeeper, KeptIndex};
 
 /// The stores of a process.
 #[derive(Default)]
@@ -15,6 +16,8 @@ pub(crate) struct StoreCensus {
     pub pools: SharePools,
     /// How fast all fetches of their sets together may read.
     pub fetch_limit: RateLimit,
+    /// Who keeps the indices of their names; begun with the first.
+    names: OnceLock<Option<IndexKeeper>>,
     counts: Mutex<StoreCounts>,
     /// Cancelled when the last has retired.
     none_left: CancellationToken,
@@ -49,6 +52,12 @@ impl Drop for ClusterOpening<'_> {
 }
 
 impl StoreCensus {
+    /// Has an index of an archive's names kept, where that can be.
+    pub(crate) fn keep_index(&self, archive: &Archive) -> Option<KeptIndex> {
+        let keeper = self.names.get_or_init(IndexKeeper::start);
+        archive.keep_index(keeper.as_ref()?)
+    }
+
     /// A cluster is being opened, for as long as what is returned lives.
     pub(crate) fn opening(&self) -> ClusterOpening<'_> {
         self.counts().opening += 1;

@@ -15,7 +15,7 @@ use walmgr_protocol::session::partial::ProofOfRecords;
 use crate::receiver::cluster::backups::RunningBackups;
 use crate::receiver::cluster::census::StoreCensus;
 use crate::receiver::worker::Workforce;
-use crate::store::{Archive, ArchiveFolders, Disk, DurableRecords, Health, StoreError};
+use crate::store::{Archive, ArchiveFolders, Disk, DurableRecords, Health, KeptIndex, StoreError};
 
 /// What is open of a cluster.
 pub(crate) struct OpenStore {
@@ -28,6 +28,8 @@ pub(crate) struct OpenStore {
     /// The threads that work with it.
     pub workforce: Workforce,
     census: Arc<StoreCensus>,
+    /// Keeps the index of the archive's names.
+    index: OnceLock<KeptIndex>,
     /// Why it retired.
     why: OnceLock<String>,
     /// A file became durable.
@@ -46,10 +48,10 @@ impl OpenStore {
         span: &tracing::Span,
     ) -> Result<Arc<OpenStore>, StoreError> {
         let archive = Archive::open(folders, Arc::clone(disk))?;
-        let newest = newest_segment(&archive)?;
+        let newest = archive.newest_segment()?;
         let partial_end = archive.recovery().partials.iter().max().copied();
         let retired = CancellationToken::new();
-        Ok(Arc::new_cyclic(|store: &Weak<OpenStore>| {
+        let opened = Arc::new_cyclic(|store: &Weak<OpenStore>| {
             let store = Weak::clone(store);
             let worked = move || {
                 if let Some(store) = store.upgrade() {
@@ -63,12 +65,24 @@ impl OpenStore {
                 retired,
                 workforce,
                 census: Arc::clone(census),
+                index: OnceLock::new(),
                 why: OnceLock::new(),
                 stored: Notify::new(),
                 newest: Mutex::new(newest),
                 partial_end: Mutex::new(partial_end),
             }
-        }))
+        });
+        opened.keep_index();
+        Ok(opened)
+    }
+
+    /// Has the index of its names kept, once it is bound to a cluster.
+    pub(crate) fn keep_index(&self) {
+        if self.index.get().is_none()
+            && let Some(kept) = self.census.keep_index(&self.archive)
+        {
+            let _ = self.index.set(kept);
+        }
     }
 
     /// Writes into the log what was found.
@@ -199,19 +213,4 @@ pub(crate) fn retired(why: &str) -> Error {
 fn locked<T>(field: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change is one assignment, so a panic elsewhere cannot have left half of one.
     field.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The highest finished segment there is when the archive is opened.
-fn newest_segment(archive: &Archive) -> Result<Option<SegmentName>, StoreError> {
-    let names = archive.list(None, usize::MAX)?;
-    let noted = archive.noted()?;
-    let names = names
-        .into_iter()
-        .filter(|entry| !noted.contains(&entry.name));
-    Ok(names
-        .filter_map(|entry| match entry.name {
-            WalFileName::Segment(segment) => Some(segment),
-            _ => None,
-        })
-        .max())
 }

@@ -138,7 +138,7 @@ pub(in crate::store) fn parse(segment: SegmentName, text: &[u8]) -> Option<Ackno
 }
 
 /// Tells this boot of the kernel from every other one; empty where nothing does.
-fn boot() -> &'static str {
+pub(in crate::store) fn boot() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| {
         let told = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");

@@ -301,7 +301,7 @@ fn copies_in(
     segments: &mut Vec<SegmentName>,
 ) -> Result<Vec<String>, SetError> {
     let mut copies = Vec::new();
-    for text in folder.names()? {
+    for text in folder.names_beside()? {
         let segment = CopyName::parse(&text).and_then(|copy| copy.name.segment());
         if let Some(segment) = segment
             && needs.by(SegmentPlace::of(segment)).is_none()

@@ -112,6 +112,7 @@ fn set_up(
             segment_bytes: theirs.segment_size.bytes_u32(),
         };
         (served.cluster.audit).record(&by.who, &AuditOutcome::Done, &bound);
+        served.store.keep_index();
     }
     let completed_wals = served.cluster.completed_wals.display().to_string();
     Ok(Message::SetupDone(SetupDone {
