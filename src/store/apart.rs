@@ -15,7 +15,7 @@ use super::apart_notes::{
 use super::error::StoreError;
 use super::failover;
 use super::lineage::{Apart, ApartKind, Lineage, Outgrown, SegmentProgress};
-use super::partial::{PartialEnd, partial_end, partial_names};
+use super::partial::{PartialEnd, partial_names};
 use super::reader::ArchiveReader;
 use super::shared::{Archive, Shared};
 use crate::wal::history::History;
@@ -244,8 +244,10 @@ impl Shared {
         let binding = self.binding()?;
         let reader = ArchiveReader::of(Arc::clone(&self.completed), binding);
         let mut partials = BTreeMap::new();
-        for segment in partial_names(&self.partial)? {
-            match partial_end(&self.partial, &binding, segment) {
+        let in_progress = partial_names(&self.partial)?;
+        self.ends.keep_only(&in_progress);
+        for segment in in_progress {
+            match self.ends.of(&self.partial, &binding, segment) {
                 Ok(Some(PartialEnd { end, is_whole, .. })) => {
                     partials.insert(segment, Some(SegmentProgress { end, is_whole }));
                 }

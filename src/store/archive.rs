@@ -21,6 +21,7 @@ use super::incoming::Incoming;
 use super::index_keeper::{IndexKeeper, KeptIndex};
 use super::joints::Carried;
 use super::name_lock::{NameGuard, NameLocks};
+use super::partial::known_ends::KnownEnds;
 use super::proof::{Prover, WalProof};
 use super::reader::ArchiveListing;
 use super::recovery;
@@ -100,6 +101,7 @@ impl Archive {
                 monitor,
                 names: NameLocks::default(),
                 partials: Arc::default(),
+                ends: KnownEnds::default(),
                 checksums,
                 carried: Carried::default(),
                 order: RwLock::default(),

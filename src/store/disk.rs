@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::tree::Tree;
 use crate::files::FileId;
@@ -24,6 +25,16 @@ pub struct FileStat {
     pub changed_ns: i64,
     /// The same in milliseconds.
     pub changed_ms: i64,
+}
+
+/// More than the clock of a file system stands still for: a hundredth of a second at most (`CONFIG_HZ`).
+pub(super) const CLOCK_STEP: Duration = Duration::from_millis(20);
+
+/// Whether what changed at this time, in nanoseconds since 1970, would have another time if it changed now.
+pub(super) fn is_past(changed_ns: i64) -> bool {
+    let changed = Duration::from_nanos(u64::try_from(changed_ns).unwrap_or_default());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.is_ok_and(|now| now > changed + CLOCK_STEP / 2)
 }
 
 /// The operations; [`RealDisk`](super::real_disk::RealDisk) is the one that runs in production.

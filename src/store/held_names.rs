@@ -51,9 +51,9 @@ const HEAD: &str = "walmgr names 1";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FolderMoment {
     identity: FileId,
+    modified_ns: i64,
     /// Nanoseconds since 1970.
-    pub(super) modified_ns: i64,
-    changed_ns: i64,
+    pub(super) changed_ns: i64,
     boot: String,
 }
 

@@ -12,17 +12,15 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use walmgr_protocol::names::WalSegmentSize;
 
+use super::disk::{CLOCK_STEP, is_past};
 use super::folder::Folder;
 use super::held_names::{HeldNames, INDEX_NAME, NAMES_NAME};
-
-/// More than the clock of a file system stands still for: a hundredth of a second at most (`CONFIG_HZ`).
-const CLOCK_STEP: Duration = Duration::from_millis(20);
 
 /// Of the time, this part at most goes into writing an index.
 const WRITING_SHARE: u32 = 20;
@@ -270,7 +268,7 @@ impl Keeping {
             }
         }
         let moment = kept.folder.moment();
-        let Some(moment) = moment.filter(|moment| is_past(moment.modified_ns)) else {
+        let Some(moment) = moment.filter(|moment| is_past(moment.changed_ns)) else {
             kept.due = Some(Instant::now() + CLOCK_STEP);
             return;
         };
@@ -292,13 +290,6 @@ impl Keeping {
         let rest = begun.elapsed() * WRITING_SHARE;
         kept.due = kept.due.map(|due| due.max(Instant::now() + rest));
     }
-}
-
-/// Whether a folder that changed at this time would have another one if it changed now.
-fn is_past(modified_ns: i64) -> bool {
-    let modified = Duration::from_nanos(u64::try_from(modified_ns).unwrap_or_default());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.is_ok_and(|now| now > modified + CLOCK_STEP / 2)
 }
 
 /// Whether only this host changes what lies there.

@@ -21,6 +21,7 @@ pub(super) mod extents;
 mod file;
 mod finish;
 mod freeze;
+pub(super) mod known_ends;
 mod names;
 mod open;
 mod proven;

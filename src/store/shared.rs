@@ -19,6 +19,7 @@ use super::health::Monitor;
 use super::joints::Carried;
 use super::name_lock::NameLocks;
 use super::partial::extents::Extents;
+use super::partial::known_ends::KnownEnds;
 use super::recovery_report::RecoveryReport;
 use crate::config::{StandbyConfig, StoreCompression};
 use crate::wal::scan::Scanner;
@@ -72,6 +73,7 @@ pub(super) struct Shared {
     pub(super) monitor: Arc<Monitor>,
     pub(super) names: NameLocks,
     pub(super) partials: Arc<Extents>,
+    pub(super) ends: KnownEnds,
     pub(super) checksums: Checksums,
     pub(super) carried: Carried,
     /// Held alone by whoever judges a file, and with others by whoever only goes on.

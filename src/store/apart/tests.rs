@@ -4,10 +4,10 @@
 use super::*;
 use crate::store::apart_notes::APART_NAME;
 use crate::store::testing::{
-    BINDING, Sample, assert_stored, history_file, new_archive, open as open_archive, push,
-    scratch_folder, segment,
+    BINDING, FaultyDisk, Op, Sample, assert_stored, history_file, new_archive,
+    open as open_archive, push, scratch_folder, segment,
 };
-use crate::store::{ArchiveFolders, FileSealed};
+use crate::store::{ArchiveFolders, Disk, FileSealed};
 use crate::wal::segment::Verify;
 use crate::wal::writer::WalWriter;
 
@@ -257,4 +257,44 @@ fn fault_113_only_an_acknowledged_file_heals_a_damaged_one_unjudged() {
         assert_stored(&archive, &segment(100, filler));
         assert_eq!(archive.is_noted(far.name), !is_genuine, "{filler}");
     }
+}
+
+/// Many failovers leave many segments in progress, and each file that arrives is judged by all of them.
+#[test]
+fn fault_282_a_segment_in_progress_is_read_once_until_it_changes() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open_archive(&places);
+    archive.set_ahead_max(2);
+    // The second one stays apart, so whatever arrives is weighed.
+    for number in [3, 90] {
+        assert_stored(&archive, &segment(number, 1));
+    }
+    drop(archive);
+    let left = segment(4, 1);
+    let path = places.partial_wals.join(left.name.to_string());
+    std::fs::write(&path, &left.bytes[..300_000]).unwrap();
+    let disk = FaultyDisk::over(crate::store::testing::real());
+    let archive = Archive::open(&places, Arc::clone(&disk) as Arc<dyn Disk>).unwrap();
+    let mut number = 100;
+    let mut ends_when_pushed = || {
+        let reads = || {
+            let log = disk.log().into_iter();
+            log.filter(|(op, name)| *op == Op::Read && *name == left.name.to_string())
+                .count()
+        };
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let before = reads();
+        number += 10;
+        push(&archive, &segment(number, 1)).unwrap();
+        let lineage = archive.shared.lineage().unwrap();
+        let (_, progress) = lineage.facts().partials.first_key_value().unwrap();
+        (reads() > before, progress.unwrap().end)
+    };
+    let (_, first) = ends_when_pushed();
+    assert_eq!(ends_when_pushed(), (false, first));
+    std::fs::write(&path, &left.bytes[..600_000]).unwrap();
+    let (is_read, further) = ends_when_pushed();
+    assert!(is_read, "what changed is read again");
+    assert_eq!(ends_when_pushed(), (false, further));
 }

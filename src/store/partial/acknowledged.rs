@@ -112,7 +112,7 @@ pub(super) fn segment_of(name: &str) -> Option<SegmentName> {
     name.strip_suffix(SUFFIX)?.parse().ok()
 }
 
-fn name_of(segment: SegmentName) -> String {
+pub(super) fn name_of(segment: SegmentName) -> String {
     format!("{segment}{SUFFIX}")
 }
 
