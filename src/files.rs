@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -483,6 +485,13 @@ fn sync_each(directory: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     File::from(directory.try_clone_to_owned()?).sync_all()
+}
+
+/// Asks for a part of a file to be read from the disk while its reader is busy with what lies before. Advice only.
+pub(crate) fn read_ahead(file: BorrowedFd<'_>, range: Range<u64>) {
+    if let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) {
+        let _ = fs::fadvise(file, range.start, Some(len), fs::Advice::WillNeed);
+    }
 }
 
 /// Has what was written to a file survive a power cut.

@@ -15,9 +15,11 @@
 //! A broken connection is made again and goes on where it was. A run that was killed is not: the next
 //! one finds the mark, removes what there is and begins anew.
 
+mod comparing;
 mod difference;
 mod fetched;
 mod kept;
+mod made;
 mod old;
 mod own_server;
 mod pages;

@@ -20,6 +20,7 @@ pub(crate) mod fixtures;
 pub(crate) mod fuzzing;
 pub(crate) mod grants;
 pub(crate) mod group_access;
+pub(crate) mod hashed_pages;
 pub(crate) mod hba;
 pub(crate) mod in_reach;
 pub(crate) mod incremental_note;

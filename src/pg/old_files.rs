@@ -16,6 +16,7 @@ use super::layout;
 use super::manifest::{FileEntry, ListedDigest};
 use super::page;
 use crate::files;
+use crate::files::slices::{PartDigest, SLICE_BYTES};
 
 /// What is compared, and brought if it differs: a page of PostgreSQL.
 pub(crate) const BLOCK_BYTES: usize = page::PAGE_BYTES;
@@ -101,12 +102,6 @@ impl OldFile {
     pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         read_full(self.file.as_fd(), buffer, offset)
     }
-
-    /// Reads it, and tells its CRC-32C if it is what is listed. An unreadable one is not.
-    pub(crate) fn agreeing(&self, entry: &FileEntry, buffer: &mut [u8]) -> Option<u32> {
-        (self.len == entry.size).then_some(())?;
-        agreeing(self.file.as_fd(), entry, buffer)
-    }
 }
 
 /// Reads a file, and tells its CRC-32C if it is what is listed.
@@ -142,36 +137,44 @@ pub(crate) fn block_digest(block: &[u8]) -> u64 {
     u64::from(crc32fast::hash(block)) << 32 | u64::from(crc32c::crc32c(block))
 }
 
+/// The CRC-32C of a block with this digest.
+pub(crate) const fn crc32c_of(block_digest: u64) -> u32 {
+    let [.., a, b, c, d] = block_digest.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
 /// Which blocks of a file are not as they have to be: a bit for each, so that a file of any length fits into memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ChangedBlocks {
     bits: Vec<u64>,
     /// Of what has to be there instead, in order.
-    crc32c: u32,
+    wanted: PartDigest,
 }
 
 impl ChangedBlocks {
-    /// Compares pieces that lie at this offset, which is that of a block; what is behind the end of the old one differs.
-    pub(crate) fn compare(&mut self, offset: u64, old: &[u8], new: &[u8]) {
-        let first = offset / BLOCK_BYTES as u64;
-        for (number, block) in (first..).zip(new.chunks(BLOCK_BYTES)) {
-            let from = usize::try_from(number - first).unwrap_or_default() * BLOCK_BYTES;
-            let is_same = (old.get(from..)).is_some_and(|old| old.starts_with(block));
-            if !is_same {
-                self.add(number);
-                self.crc32c = crc32c::crc32c_append(self.crc32c, block);
-            }
-        }
-    }
-
-    /// Compares a piece that lies at this offset with the digests of what there is, from there on.
+    /// Compares a piece that lies at this offset, which is that of a block, with the digests of what there is from there
+    /// on; what is behind the last of them differs.
     pub(crate) fn compare_digests(&mut self, offset: u64, digests: &[u64], new: &[u8]) {
         let first = offset / BLOCK_BYTES as u64;
         for ((number, block), at) in (first..).zip(new.chunks(BLOCK_BYTES)).zip(0..) {
             if digests.get::<usize>(at) != Some(&block_digest(block)) {
                 self.add(number);
+                self.wanted.update(block);
             }
         }
+    }
+
+    /// Takes what was found in a slice that begins here, its blocks numbered from its own beginning.
+    pub(crate) fn append(&mut self, slice_start: u64, next: &ChangedBlocks) {
+        const { assert!((SLICE_BYTES / BLOCK_BYTES as u64).is_multiple_of(64)) };
+        if next.bits.is_empty() {
+            return;
+        }
+        let words = slice_start / (64 * BLOCK_BYTES as u64);
+        self.bits
+            .resize(usize::try_from(words).unwrap_or(usize::MAX), 0);
+        self.bits.extend(&next.bits);
+        self.wanted.append(next.wanted);
     }
 
     fn add(&mut self, number: u64) {
@@ -184,7 +187,7 @@ impl ChangedBlocks {
 
     /// The CRC-32C of all that has to be written.
     pub(crate) const fn crc32c(&self) -> u32 {
-        self.crc32c
+        self.wanted.crc32c
     }
 
     fn has(&self, number: u64) -> bool {
@@ -217,6 +220,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pg::hashed_pages::HashedPages;
     use crate::pg::manifest::Checksum;
 
     fn entry(content: &[u8]) -> FileEntry {
@@ -242,9 +246,11 @@ mod tests {
             };
             let (mut old, new) = (file(&old, tails.0), file(&new, tails.1));
             let mut changed = ChangedBlocks::default();
+            let digests: Vec<u64> = old.chunks(BLOCK_BYTES).map(block_digest).collect();
             for (index, piece) in new.chunks(2 * BLOCK_BYTES).enumerate() {
                 let offset = index * 2 * BLOCK_BYTES;
-                changed.compare(offset as u64, old.get(offset..).unwrap_or_default(), piece);
+                let digests = digests.get(2 * index..).unwrap_or_default();
+                changed.compare_digests(offset as u64, digests, piece);
             }
             old.resize(new.len(), 0);
             let mut brought_bytes = 0;
@@ -263,7 +269,7 @@ mod tests {
         let mut changed = ChangedBlocks::default();
         assert_eq!(changed.runs(1 << 30).next(), None);
         let zeros = vec![0; 3 * PIECE_BYTES / 2];
-        changed.compare(0, &[], &zeros);
+        changed.compare_digests(0, &[], &zeros);
         let found: Vec<(u64, usize)> = changed.runs(zeros.len() as u64 - 100).collect();
         let piece = PIECE_BYTES as u64;
         assert_eq!(found, [(0, PIECE_BYTES), (piece, PIECE_BYTES / 2 - 100)]);
@@ -277,16 +283,21 @@ mod tests {
         let content: Vec<u8> = (0..=255).cycle().take(50_000).collect();
         let old = OldFiles::open(folder.path()).unwrap();
         let mut buffer = vec![0; PIECE_BYTES];
+        let crc32c_if_listed = |found: &OldFile, buffer: &mut [u8]| {
+            let pages = HashedPages::of(found.handle(), found.len(), |_, _| Ok::<_, ()>(()));
+            let of = (found.handle(), found.len());
+            pages.unwrap().agrees(&entry(&content), of, buffer)
+        };
         for at in (0..content.len()).step_by(997) {
             let mut damaged = content.clone();
             damaged[at] ^= 1 << (at % 8);
             fs::write(&path, damaged).unwrap();
             let found = old.find(&"base/1/1".parse().unwrap()).unwrap();
-            assert_eq!(found.agreeing(&entry(&content), &mut buffer), None, "{at}");
+            assert_eq!(crc32c_if_listed(&found, &mut buffer), None, "{at}");
         }
         fs::write(&path, &content).unwrap();
         let found = old.find(&"base/1/1".parse().unwrap()).unwrap();
-        let crc32c = found.agreeing(&entry(&content), &mut buffer);
+        let crc32c = crc32c_if_listed(&found, &mut buffer);
         assert_eq!(crc32c, Some(crc32c::crc32c(&content)));
     }
 

@@ -9,20 +9,23 @@
 //! in place: global/pg_control out of the way, files change directories, kept pages are written into them
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
 use walmgr_protocol::names::RelativePath;
 
+use super::comparing::Comparing;
 use super::kept::KeptPages;
+use super::made::{MadePages, SetFile, check};
 use super::old::OldDirectory;
 use super::pages::{MissingPages, PageSink};
 use super::place::{RestorePlace, SPARE_BYTES};
@@ -30,57 +33,46 @@ use super::stream::{RemoteSet, Streams};
 use super::tree::{NewTree, failed, refused};
 use super::unpack::{Layout, Unpack};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::slices::{PartDigest, in_slices};
 use crate::files::{self, RoomNeeded};
 use crate::master::fetch::Fetching;
 use crate::pg::control;
+use crate::pg::hashed_pages::HashedPages;
 use crate::pg::layout;
 use crate::pg::listed::{Listed, stored_path};
-use crate::pg::manifest::{Checksum, FileEntry, ListedDigest, Reader};
-use crate::pg::old_files::{
-    BLOCK_BYTES, OldFile, OldFiles, PIECE_BYTES, agreeing, block_digest, may_be_taken, read_full,
-};
+use crate::pg::manifest::Reader;
+use crate::pg::old_files::{OldFile, OldFiles, PIECE_BYTES, may_be_taken};
 use crate::pg::set_place::taking::{self, DeltaWay};
 
 /// How many compare at once: reading is what costs, and the host has other work.
 const THREADS: usize = 2;
 
-/// How much of the set is compared before what is missing of that is fetched: this many bytes of digests in a thousandth.
-const ROUND_BYTES: u64 = 32 << 30;
+/// How much of the set is compared at a time, while what is missing of the round before comes: so much that a request more
+/// costs nothing beside it. One file may be more.
+const ROUND_BYTES: u64 = 256 << 20;
 
-/// What is read at once for checksums: so little that it is still in the processor's cache for the last of them.
-const HASHED_BYTES: usize = 32 * BLOCK_BYTES;
-
-/// A file of the set that an old directory may have.
-pub(super) struct SetFile {
-    /// Its path in the set.
-    pub path: RelativePath,
-    pub entry: FileEntry,
-}
+/// How long the connection stays while nothing is asked for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What there is of a file.
 enum FileStanding {
     /// All of it is where it belongs.
     Taken { crc32c: u32 },
-    /// It is made, and these pages are missing.
-    Made(VecDeque<u64>),
+    /// It is made, and lacks pages that are not these.
+    Made(MadePages),
     /// It lies in the old directory, with all of it as it has to be.
     Lying { old_len: u64, crc32c: u32 },
     /// It lies in the old directory, and pages are missing.
-    Differing {
-        old_len: u64,
-        digests: VecDeque<u64>,
-    },
+    Differing { old_len: u64, digests: Vec<u64> },
 }
 
 /// What a difference is made of.
-struct Difference<'a> {
+struct Difference {
     old: OldFiles,
     way: DeltaWay,
     /// Whether files can share their content.
     shares: bool,
     tree: NewTree,
-    files: &'a [SetFile],
+    files: Vec<SetFile>,
 }
 
 /// Has all files of the set in the new directory.
@@ -95,13 +87,13 @@ pub(super) async fn fetch<'c>(
     let files = set_files(place, &listed)?;
     let shares = old.way == DeltaWay::Beside && taking::can_share(&old.place);
     check_room(place, old, &files, shares)?;
-    let difference = Difference {
+    let difference = Arc::new(Difference {
         old: OldFiles::open(&place.data).at(Kind::Retry, "open", &place.data)?,
         way: old.way,
         shares,
         tree: NewTree::of(place)?,
-        files: &files,
-    };
+        files,
+    });
     let kept = match old.way {
         DeltaWay::InPlace => Some(KeptPages::create(&place.prepared)?),
         DeltaWay::Beside => None,
@@ -112,10 +104,12 @@ pub(super) async fn fetch<'c>(
         set.described.name
     );
     let (mut standings, mut brought_bytes) = (Vec::new(), 0);
-    while standings.len() < files.len() {
+    let mut next = difference.begin_round(0)?;
+    while let Some(round) = next.take() {
+        let mut found = round.found(PATIENCE, &mut streams).await?;
         let from = standings.len();
-        standings.extend(difference.compare(difference.round(from))?);
-        let missing = difference.missing(from, &mut standings[from..]);
+        next = difference.begin_round(from + found.len())?;
+        let missing = difference.missing(from, &mut found);
         let keeper = kept.as_ref().map(KeptPages::writer).transpose()?;
         let counters = streams.counters();
         let mut sink = PageSink::new(difference.tree.clone(), missing, keeper, counters);
@@ -124,9 +118,10 @@ pub(super) async fn fetch<'c>(
             sink.answered()?;
         }
         brought_bytes += sink.brought_bytes();
-        streams.pause().await;
+        difference.check_made(from, &found, &sink.into_written(), &mut listed)?;
+        standings.append(&mut found);
     }
-    difference.check_made(&standings, &mut listed)?;
+    streams.pause().await;
     if let Some(kept) = kept {
         difference.check_kept(&kept, &standings, &mut listed)?;
         old.touch()?;
@@ -136,7 +131,7 @@ pub(super) async fn fetch<'c>(
     }
     let finished = listed.finish();
     finished.map_err(|(path, why)| refused(&path, &why))?;
-    let total_bytes: u64 = files.iter().map(|file| file.entry.size).sum();
+    let total_bytes: u64 = difference.files.iter().map(|file| file.entry.size).sum();
     taking::tell_counts(total_bytes.saturating_sub(brought_bytes), brought_bytes);
     Ok(Layout { has_manifest: true })
 }
@@ -153,8 +148,6 @@ async fn fetch_outline<'c>(
     tracing::info!("fetching the outline of {name}");
     let sink = Unpack::begin(place, &set.described, streams.counters())?;
     let listed = streams.get(sink).await?.finish_outline()?;
-    // Nothing is asked for while files are compared.
-    streams.pause().await;
     let listed = listed.ok_or_else(|| {
         CommandError::retry(format!(
             "{name} has no backup_manifest, which would say what of the old directory is as it has to be"
@@ -213,8 +206,8 @@ fn check_room(
     taking::check_room(&needed, Some(old.way))
 }
 
-impl Difference<'_> {
-    /// The files from this one on that are compared before what is missing of them is fetched.
+impl Difference {
+    /// The files from this one on that are compared before what is missing of them is fetched; none behind the last.
     fn round(&self, from: usize) -> Range<usize> {
         let mut bytes = 0_u64;
         let fits = |file: &&SetFile| {
@@ -222,11 +215,21 @@ impl Difference<'_> {
             bytes <= ROUND_BYTES
         };
         let count = self.files[from..].iter().take_while(fits).count().max(1);
-        from..from + count
+        from..self.files.len().min(from + count)
     }
 
-    fn compare(&self, range: Range<usize>) -> Result<Vec<FileStanding>> {
-        let (next, is_over) = (AtomicUsize::new(range.start), AtomicBool::new(false));
+    /// Compares the files from this one on, as many as are a round; `None` behind the last.
+    fn begin_round(self: &Arc<Self>, from: usize) -> Result<Option<Comparing<Vec<FileStanding>>>> {
+        let (difference, round) = (Arc::clone(self), self.round(from));
+        if round.is_empty() {
+            return Ok(None);
+        }
+        Comparing::begin(move |is_over| difference.compare(round, is_over)).map(Some)
+    }
+
+    /// What there is of these files. Ends soon when it is over.
+    fn compare(&self, range: Range<usize>, is_over: &AtomicBool) -> Result<Vec<FileStanding>> {
+        let next = AtomicUsize::new(range.start);
         let run = || {
             let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
             let mut standings = Vec::new();
@@ -235,7 +238,8 @@ impl Difference<'_> {
                 if number >= range.end || is_over.load(Ordering::Relaxed) {
                     return Ok::<_, CommandError>(standings);
                 }
-                let standing = self.judge(&self.files[number], &mut tree, &mut buffer);
+                let file = &self.files[number];
+                let standing = self.judge(file, &mut tree, &mut buffer, is_over);
                 let standing = standing.inspect_err(|_| is_over.store(true, Ordering::Relaxed))?;
                 standings.push((number, standing));
             }
@@ -253,32 +257,38 @@ impl Difference<'_> {
         Ok(all.into_iter().map(|(_, standing)| standing).collect())
     }
 
-    fn judge(&self, file: &SetFile, tree: &mut NewTree, buffer: &mut [u8]) -> Result<FileStanding> {
+    fn judge(
+        &self,
+        file: &SetFile,
+        tree: &mut NewTree,
+        buffer: &mut [u8],
+        is_over: &AtomicBool,
+    ) -> Result<FileStanding> {
         let (path, entry) = (&file.path, &file.entry);
         let old = self.old.find(path);
         if self.way == DeltaWay::Beside {
             let new = tree.make_file(path, path.file_name())?;
             return match old {
-                Some(old) => self.take(&old, &new, file, buffer),
-                None => Ok(FileStanding::Made(VecDeque::new())),
+                Some(old) => self.take(&old, &new, file, (buffer, is_over)),
+                None => Ok(FileStanding::Made(MadePages::default())),
             };
         }
         // Nothing changes directories across file systems.
         let Some(old) = old.filter(|_| !tree.is_elsewhere(path)) else {
             tree.make_file(path, path.file_name())?;
-            return Ok(FileStanding::Made(VecDeque::new()));
+            return Ok(FileStanding::Made(MadePages::default()));
         };
         let (old_len, handle) = (old.len(), old.handle());
-        let found = HashedPages::of(handle, old_len.min(entry.size), |_, _| Ok(()))?;
+        let found = HashedPages::of(handle, old_len.min(entry.size), |_, _| go_on(is_over))?;
         // The disk may have lost more of one that cannot be read, so nothing is written into it.
         if found.digest.len < old_len.min(entry.size) {
             tree.make_file(path, path.file_name())?;
-            return Ok(FileStanding::Made(VecDeque::new()));
+            return Ok(FileStanding::Made(MadePages::default()));
         }
         match found.agrees(entry, (handle, old_len), buffer) {
             Some(crc32c) => Ok(FileStanding::Lying { old_len, crc32c }),
             None => {
-                let digests = found.digests.into();
+                let digests = found.digests;
                 Ok(FileStanding::Differing { old_len, digests })
             }
         }
@@ -290,7 +300,7 @@ impl Difference<'_> {
         old: &OldFile,
         new: &File,
         file: &SetFile,
-        buffer: &mut [u8],
+        (buffer, is_over): (&mut [u8], &AtomicBool),
     ) -> Result<FileStanding> {
         let (path, entry) = (&file.path, &file.entry);
         let is_shared = self.shares && rustix::fs::ioctl_ficlone(new, old.handle()).is_ok();
@@ -305,11 +315,11 @@ impl Difference<'_> {
                 let written = new.write_all_at(piece, offset);
                 written.map_err(|error| failed("write", path, error))?;
             }
-            Ok(())
+            go_on(is_over)
         })?;
         match found.agrees(entry, (new.as_fd(), old.len()), buffer) {
             Some(crc32c) => Ok(FileStanding::Taken { crc32c }),
-            None => Ok(FileStanding::Made(found.digests.into())),
+            None => Ok(FileStanding::Made(MadePages::of(found))),
         }
     }
 
@@ -321,9 +331,10 @@ impl Difference<'_> {
                 &self.files[number],
                 matches!(standing, FileStanding::Differing { .. }),
             );
-            let (FileStanding::Made(digests) | FileStanding::Differing { digests, .. }) = standing
-            else {
-                continue;
+            let digests = match standing {
+                FileStanding::Made(made) => made.take_digests(),
+                FileStanding::Differing { digests, .. } => std::mem::take(digests),
+                FileStanding::Taken { .. } | FileStanding::Lying { .. } => continue,
             };
             if file.entry.size > 0 {
                 missing.push(MissingPages {
@@ -331,7 +342,7 @@ impl Difference<'_> {
                     kept_as: is_kept.then(|| u32::try_from(number).unwrap_or(u32::MAX)),
                     offset: 0,
                     end: file.entry.size,
-                    digests: std::mem::take(digests),
+                    digests: digests.into(),
                     asked_end: 0,
                 });
             }
@@ -339,19 +350,25 @@ impl Difference<'_> {
         missing
     }
 
-    /// Compares what was made with the manifest.
-    fn check_made(&self, standings: &[FileStanding], listed: &mut Listed) -> Result<()> {
+    /// Compares what was made with the manifest, of files the first of which has this number; these runs of them came.
+    fn check_made(
+        &self,
+        from: usize,
+        standings: &[FileStanding],
+        written: &HashMap<RelativePath, Vec<Range<u64>>>,
+        listed: &mut Listed,
+    ) -> Result<()> {
         let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
-        for (file, standing) in self.files.iter().zip(standings) {
+        for (file, standing) in self.files[from..].iter().zip(standings) {
             let (path, size) = (&file.path, file.entry.size);
             match standing {
                 FileStanding::Taken { crc32c } => pass(listed, path, size, *crc32c)?,
-                FileStanding::Made(_) => {
+                FileStanding::Made(pages) => {
                     let made = tree.open_file(path)?;
                     let cut = made.set_len(size);
                     cut.map_err(|error| failed("set the length of", path, error))?;
-                    let read = |piece: &mut [u8], offset| read_full(made.as_fd(), piece, offset);
-                    let crc32c = check(file, &mut buffer, read)?;
+                    let written = written.get(path).map_or(&[][..], Vec::as_slice);
+                    let crc32c = pages.check(file, made.as_fd(), written, &mut buffer)?;
                     pass(listed, path, size, crc32c)?;
                 }
                 FileStanding::Lying { .. } | FileStanding::Differing { .. } => {}
@@ -443,159 +460,15 @@ impl Difference<'_> {
     }
 }
 
-/// What was read of a file from its beginning on, up to where it could not be read.
-#[derive(Default)]
-struct HashedPages {
-    digest: PartDigest,
-    /// Of its pages.
-    digests: Vec<u64>,
-}
-
-impl HashedPages {
-    /// Reads so many bytes of a file once, and passes each piece on.
-    fn of(
-        file: BorrowedFd<'_>,
-        len: u64,
-        each: impl Fn(&[u8], u64) -> Result<()> + Sync,
-    ) -> Result<HashedPages> {
-        let slices = in_slices(len, |slice| {
-            let (mut buffer, mut found) = (vec![0; HASHED_BYTES], HashedPages::default());
-            for offset in slice.clone().step_by(HASHED_BYTES) {
-                let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
-                let piece = &mut buffer[..left.min(HASHED_BYTES)];
-                let read_bytes = read_full(file, piece, offset).unwrap_or(0);
-                each(&piece[..read_bytes], offset)?;
-                found.digest.update(&piece[..read_bytes]);
-                let blocks = piece[..read_bytes].chunks(BLOCK_BYTES);
-                found.digests.extend(blocks.map(block_digest));
-                if read_bytes < piece.len() {
-                    break;
-                }
-            }
-            Ok::<_, CommandError>((slice, found))
-        })?;
-        let mut all = HashedPages::default();
-        for (slice, found) in slices {
-            if all.digest.len < slice.start {
-                break;
-            }
-            all.digest.append(found.digest);
-            all.digests.extend(found.digests);
-        }
-        Ok(all)
+/// Ends a comparison that nobody waits for any more.
+fn go_on(is_over: &AtomicBool) -> Result<()> {
+    match is_over.load(Ordering::Relaxed) {
+        false => Ok(()),
+        true => Err(CommandError::retry("go on comparing the old directory")),
     }
-
-    /// The CRC-32C of the file, which is so long and was read to its end, if it is what is listed.
-    fn agrees(
-        &self,
-        entry: &FileEntry,
-        (file, len): (BorrowedFd<'_>, u64),
-        buffer: &mut [u8],
-    ) -> Option<u32> {
-        let is_whole = (len, self.digest.len) == (entry.size, entry.size);
-        match entry.checksum.as_ref().filter(|_| is_whole)? {
-            Checksum::Crc32c(listed) => {
-                (*listed == self.digest.crc32c).then_some(self.digest.crc32c)
-            }
-            Checksum::Sha(_) => agreeing(file, entry, buffer),
-        }
-    }
-}
-
-/// Reads what a file is or will be, and refuses it if it is not what the manifest lists; its CRC-32C.
-fn check(
-    file: &SetFile,
-    buffer: &mut [u8],
-    read: impl Fn(&mut [u8], u64) -> io::Result<usize> + Sync,
-) -> Result<u32> {
-    let (path, entry) = (&file.path, &file.entry);
-    let failed = |error| failed("read", path, error);
-    let (agrees, crc32c) = match entry.checksum {
-        Some(Checksum::Crc32c(listed)) => {
-            let found = check_slices(entry.size, &read).map_err(failed)?;
-            (
-                found.len == entry.size && found.crc32c == listed,
-                found.crc32c,
-            )
-        }
-        _ => {
-            let mut digest = ListedDigest::begin(entry.checksum.as_ref());
-            loop {
-                let read_bytes = read(buffer, digest.len()).map_err(failed)?;
-                digest.update(&buffer[..read_bytes]);
-                if read_bytes < buffer.len() {
-                    break;
-                }
-            }
-            let crc32c = digest.crc32c();
-            (digest.agrees(entry) != Some(false), crc32c)
-        }
-    };
-    match agrees {
-        true => Ok(crc32c),
-        false => Err(refused(
-            path,
-            "its length or checksum is not the manifest's",
-        )),
-    }
-}
-
-/// The length and checksum of what is read up to this length.
-fn check_slices(
-    len: u64,
-    read: &(impl Fn(&mut [u8], u64) -> io::Result<usize> + Sync),
-) -> io::Result<PartDigest> {
-    let slices = in_slices(len, |slice| {
-        let (mut buffer, mut found) = (vec![0; HASHED_BYTES], PartDigest::default());
-        for offset in slice.clone().step_by(HASHED_BYTES) {
-            let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
-            let piece = &mut buffer[..left.min(HASHED_BYTES)];
-            let read_bytes = read(piece, offset)?;
-            found.update(&piece[..read_bytes]);
-        }
-        Ok::<_, io::Error>(found)
-    })?;
-    let mut all = PartDigest::default();
-    slices.into_iter().for_each(|found| all.append(found));
-    Ok(all)
 }
 
 fn pass(listed: &mut Listed, path: &RelativePath, len: u64, crc32c: u32) -> Result<()> {
     let passed = listed.pass(path, len, crc32c);
     passed.map_err(|why| refused(path, &why))
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::files::slices::SLICE_BYTES;
-
-    use super::*;
-
-    #[test]
-    fn fault_240_a_long_old_file_has_the_digests_that_one_reading_finds() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("old");
-        let len = usize::try_from(2 * SLICE_BYTES).unwrap() + 5 * BLOCK_BYTES + 17;
-        let numbers = (0_u32..).map(|at| u8::try_from(at.wrapping_mul(at) % 253).unwrap());
-        let content: Vec<u8> = numbers.take(len).collect();
-        std::fs::write(&path, &content).unwrap();
-        let (old, new) = (File::open(&path).unwrap(), tempfile::tempfile().unwrap());
-        let found = HashedPages::of(old.as_fd(), len as u64, |piece, offset| {
-            new.write_all_at(piece, offset)
-                .map_err(|error| CommandError::retry("write").because(error))
-        });
-        let found = found.unwrap();
-        let digests: Vec<u64> = content.chunks(BLOCK_BYTES).map(block_digest).collect();
-        assert!(found.digests == digests);
-        assert_eq!(found.digest.len, len as u64);
-        assert_eq!(found.digest.crc32c, crc32c::crc32c(&content));
-        let mut copied = vec![0; len];
-        new.read_exact_at(&mut copied, 0).unwrap();
-        assert!(copied == content);
-        let read = |piece: &mut [u8], offset| read_full(new.as_fd(), piece, offset);
-        assert_eq!(check_slices(len as u64, &read).unwrap(), found.digest);
-        // Nothing counts behind what cannot be read.
-        let longer = HashedPages::of(old.as_fd(), 4 * SLICE_BYTES, |_, _| Ok(())).unwrap();
-        assert_eq!(longer.digest, found.digest);
-    }
 }

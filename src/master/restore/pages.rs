@@ -2,8 +2,9 @@
 //! Never believes where the receiver says that a page belongs. Invariant: nothing is written that was not asked for, and
 //! what has arrived is not asked for again.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -73,6 +74,8 @@ pub(super) struct PageSink {
     file: Option<(RelativePath, File)>,
     /// Where pages are kept until the old directory may be touched.
     kept: Option<PageKeeper>,
+    /// What came of each file that was written, in ascending order.
+    written: HashMap<RelativePath, Vec<Range<u64>>>,
     taken_bytes: u64,
     brought_bytes: u64,
     counters: Arc<Counters>,
@@ -98,6 +101,7 @@ impl PageSink {
             open: None,
             file: None,
             kept,
+            written: HashMap::new(),
             taken_bytes: 0,
             brought_bytes: 0,
             counters,
@@ -112,6 +116,11 @@ impl PageSink {
     /// How many bytes of files have come.
     pub(super) const fn brought_bytes(&self) -> u64 {
         self.brought_bytes
+    }
+
+    /// What came of each file that was written, in ascending order.
+    pub(super) fn into_written(self) -> HashMap<RelativePath, Vec<Range<u64>>> {
+        self.written
     }
 
     /// All that was asked for has come: what did not, is there already.
@@ -170,6 +179,8 @@ impl PageSink {
                     let written = file.write_all_at(bytes, run.offset);
                     written.map_err(|error| failed("write", path, error))?;
                 }
+                let end = run.offset + bytes.len() as u64;
+                note_written(&mut self.written, path, run.offset..end);
             }
         }
         run.offset += bytes.len() as u64;
@@ -181,6 +192,24 @@ impl PageSink {
         };
         front.go_to(whole);
         Ok(())
+    }
+}
+
+/// A page that came in part before the connection broke comes again.
+fn note_written(
+    written: &mut HashMap<RelativePath, Vec<Range<u64>>>,
+    path: &RelativePath,
+    range: Range<u64>,
+) {
+    let Some(runs) = written.get_mut(path) else {
+        written.insert(path.clone(), vec![range]);
+        return;
+    };
+    match runs.last_mut() {
+        Some(last) if last.start <= range.start && range.start <= last.end => {
+            last.end = last.end.max(range.end);
+        }
+        _ => runs.push(range),
     }
 }
 

@@ -5,6 +5,7 @@
 use aws_lc_rs::digest::{Context, SHA224, SHA256, SHA384, SHA512};
 
 use super::{Checksum, FileEntry};
+use crate::files::slices::PartDigest;
 
 /// A file that is being read.
 pub(crate) struct ListedDigest {
@@ -20,6 +21,15 @@ impl ListedDigest {
             len: 0,
             crc32c: 0,
             sha: checksum.and_then(sha_of),
+        }
+    }
+
+    /// A file that is not listed with a SHA, and was read in parts.
+    pub(crate) const fn of(whole: PartDigest) -> ListedDigest {
+        ListedDigest {
+            len: whole.len,
+            crc32c: whole.crc32c,
+            sha: None,
         }
     }
 

@@ -14,10 +14,13 @@ use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
 use super::list::HeldSet;
+use super::slices::from_offset;
+use crate::files::slices::SLICE_BYTES;
+use crate::pg::hashed_pages::HashedPages;
 use crate::pg::layout;
 use crate::pg::listed::{Listed, listed_path};
 use crate::pg::manifest::{FileEntry, ListedDigest, Reader};
-use crate::pg::old_files::{ChangedBlocks, OldFile, OldFiles, PIECE_BYTES};
+use crate::pg::old_files::{ChangedBlocks, OldFiles, PIECE_BYTES};
 use crate::store::disk::read_full;
 use crate::store::durable::TREE_DEPTH_MAX;
 use crate::store::tree::Node;
@@ -219,12 +222,12 @@ struct Comparison<'a> {
 impl Comparison<'_> {
     fn run(&self, progress: &mut dyn FnMut(u64)) -> Result<HashMap<PathBuf, Verdict>, SetError> {
         let (mut verdicts, mut told_bytes) = (HashMap::new(), 0);
-        let mut buffers = [vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]];
+        let mut buffer = vec![0; PIECE_BYTES];
         while let Some((path, len)) = self.files.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             if self.is_over.load(Ordering::Relaxed) {
                 break;
             }
-            let verdict = self.judge(path, &mut buffers).inspect_err(|_| {
+            let verdict = self.judge((path, *len), &mut buffer).inspect_err(|_| {
                 self.is_over.store(true, Ordering::Relaxed);
             })?;
             verdicts.extend(verdict.map(|verdict| (path.clone(), verdict)));
@@ -235,82 +238,67 @@ impl Comparison<'_> {
         Ok(verdicts)
     }
 
-    /// What there is of a file; `None` if all of it has to be copied.
-    fn judge(&self, path: &Path, buffers: &mut [Vec<u8>; 2]) -> Result<Option<Verdict>, SetError> {
+    /// What there is of a file that has this length in the set; `None` if all of it has to be copied.
+    fn judge(
+        &self,
+        (path, len): (&Path, u64),
+        buffer: &mut [u8],
+    ) -> Result<Option<Verdict>, SetError> {
         let Some(relative) = relative(path) else {
             return Ok(None);
         };
         let (old, entry) = (self.taken.old.find(&relative), self.taken.entry(&relative));
-        if let (Some(old), Some(entry)) = (&old, entry)
-            && let Some(crc32c) = old.agreeing(entry, &mut buffers[0])
-        {
-            return Ok(Some(Verdict {
-                len: entry.size,
-                crc32c,
-                old_len: old.len(),
-                changed: ChangedBlocks::default(),
-            }));
-        }
-        match (&old, entry) {
-            (None, None) => Ok(None),
-            (None, Some(_)) if relative.as_bytes() == layout::AUTO_CONF.as_bytes() => Ok(None),
-            _ => self.judge_blocks(&relative, old, entry, buffers),
-        }
-    }
-
-    /// Reads the set's file, and compares the old one with it.
-    fn judge_blocks(
-        &self,
-        path: &RelativePath,
-        mut old: Option<OldFile>,
-        entry: Option<&FileEntry>,
-        [new_piece, old_piece]: &mut [Vec<u8>; 2],
-    ) -> Result<Option<Verdict>, SetError> {
-        let (set, shown) = (self.set, Path::new(OsStr::from_bytes(path.as_bytes())));
-        let root = set.directory().try_clone_to_owned();
-        let opened = root.and_then(|root| set.sets.open_below(&root, path));
-        let (source, _) = opened.map_err(|error| set.failure("open", shown, error))?;
-        let mut digest = ListedDigest::begin(entry.and_then(|entry| entry.checksum.as_ref()));
-        let mut changed = ChangedBlocks::default();
-        loop {
-            let offset = digest.len();
-            let read_bytes = set.read_piece(source.as_fd(), new_piece, offset, shown)?;
-            let new = &new_piece[..read_bytes];
-            // One that cannot be read is not written over either: the disk may have lost more of it.
-            let found = old.as_ref().map(|old| old.read(old_piece, offset));
-            match found {
-                Some(Ok(found)) => changed.compare(offset, &old_piece[..found], new),
-                Some(Err(_)) => old = None,
-                None => {}
+        let of_settings = relative.as_bytes() == layout::AUTO_CONF.as_bytes();
+        let Some(old) = old else {
+            if entry.is_some() && !of_settings {
+                self.read(&relative, entry, &[])?;
             }
-            digest.update(new);
-            if read_bytes < new_piece.len() {
-                break;
-            }
-        }
-        let (len, crc32c) = (digest.len(), digest.crc32c());
-        check(digest, entry, path)?;
-        Ok(old.map(|old| Verdict {
+            return Ok(None);
+        };
+        let old_len = old.len();
+        let end = len.min(old_len);
+        let pages = HashedPages::of(old.handle(), end, |_, _| Ok::<_, SetError>(()))?;
+        let agreed = entry.and_then(|entry| {
+            let crc32c = pages.agrees(entry, (old.handle(), old_len), buffer)?;
+            Some((entry.size, crc32c))
+        });
+        let (len, crc32c, changed) = match agreed {
+            Some((len, crc32c)) => (len, crc32c, ChangedBlocks::default()),
+            None => self.read(&relative, entry, &pages.digests)?,
+        };
+        // One that cannot be read is not written over either: the disk may have lost more of it.
+        Ok((pages.digest.len == end).then_some(Verdict {
             len,
             crc32c,
-            old_len: old.len(),
+            old_len,
             changed,
         }))
     }
-}
 
-/// Refuses a file of the set that is not what is listed.
-pub(super) fn check(
-    digest: ListedDigest,
-    entry: Option<&FileEntry>,
-    path: &RelativePath,
-) -> Result<(), SetError> {
-    match entry.map(|entry| digest.agrees(entry)) {
-        Some(Some(false)) => Err(SetError::Manifest {
-            path: path.clone(),
-            why: "its length or checksum is not the manifest's".to_owned(),
-        }),
-        _ => Ok(()),
+    /// Reads the set's file: its length, its CRC-32C, and where the old one, whose pages have these digests, is not it.
+    fn read(
+        &self,
+        path: &RelativePath,
+        entry: Option<&FileEntry>,
+        digests: &[u64],
+    ) -> Result<(u64, u32, ChangedBlocks), SetError> {
+        let set = self.set;
+        let root = set.directory().try_clone_to_owned();
+        let opened = root.and_then(|root| set.sets.open_below(&root, path));
+        let (source, _) = opened.map_err(|error| {
+            let shown = Path::new(OsStr::from_bytes(path.as_bytes()));
+            set.failure("open", shown, error)
+        })?;
+        let compare = |changed: &mut ChangedBlocks, new: &[u8], offset: u64| {
+            changed.compare_digests(offset % SLICE_BYTES, from_offset(digests, offset), new);
+            Ok(())
+        };
+        let (whole, slices) = set.read_slices(source.as_fd(), path, entry, compare)?;
+        let mut changed = ChangedBlocks::default();
+        for (number, slice) in (0..).zip(&slices) {
+            changed.append(number * SLICE_BYTES, slice);
+        }
+        Ok((whole.len, whole.crc32c, changed))
     }
 }
 

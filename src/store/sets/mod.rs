@@ -56,6 +56,7 @@ pub(crate) mod round;
 mod round_note;
 pub(crate) mod seal;
 mod shared;
+mod slices;
 pub(crate) mod stream;
 mod take_over;
 pub(crate) mod unpack;

@@ -281,7 +281,7 @@ fn unless_there(made: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn failure(op: &'static str, path: &Path, source: io::Error) -> SetError {
+pub(super) fn failure(op: &'static str, path: &Path, source: io::Error) -> SetError {
     let path = path.to_path_buf();
     SetError::Store(StoreError::Disk { op, path, source })
 }

@@ -12,11 +12,12 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::delta::{Verdict, check, relative};
+use super::delta::{Verdict, relative};
 use super::error::SetError;
-use super::out::Copier;
-use crate::pg::manifest::{FileEntry, ListedDigest};
-use crate::pg::old_files::{ChangedBlocks, PIECE_BYTES, agreeing, read_full};
+use super::out::{Copier, failure};
+use super::slices::from_offset;
+use crate::pg::hashed_pages::HashedPages;
+use crate::pg::old_files::ChangedBlocks;
 
 impl Copier<'_> {
     /// Has a file of the old directory change directories, and writes what differs into it; its length and CRC-32C
@@ -112,45 +113,37 @@ impl Copier<'_> {
         }
         let clone = disk.open_file(to, path.file_name().unwrap_or_default());
         let clone = clone.map_err(|error| self.failure("open", path, error))?;
-        let is_of_length = |entry: &&FileEntry| {
-            let stat = disk.stat(clone.as_fd());
-            stat.is_ok_and(|stat| stat.len == entry.size)
-        };
-        if let Some(entry) = entry.filter(is_of_length)
-            && let Some(crc32c) = agreeing(clone.as_fd(), entry, &mut self.buffer)
+        let stat = disk.stat(clone.as_fd());
+        let old_len = stat
+            .map_err(|error| self.failure("examine", path, error))?
+            .len;
+        let end = entry.map_or(old_len, |entry| entry.size.min(old_len));
+        // What cannot be read is written anew.
+        let pages = HashedPages::of(clone.as_fd(), end, |_, _| Ok::<_, SetError>(()))?;
+        if let Some(entry) = entry
+            && let Some(crc32c) = pages.agrees(entry, (clone.as_fd(), old_len), &mut self.buffer)
         {
             let len = entry.size;
             self.count(len, 0)?;
             return Ok(Some((len, crc32c)));
         }
-        let entry = entry.cloned();
-        let mut digest = ListedDigest::begin(entry.as_ref().and_then(|it| it.checksum.as_ref()));
-        let (mut old_piece, mut brought_bytes) = (vec![0; PIECE_BYTES], 0);
-        loop {
-            let offset = digest.len();
-            let read_bytes = (self.set).read_piece(source, &mut self.buffer, offset, path)?;
-            let new = &self.buffer[..read_bytes];
-            // What cannot be read is written anew.
-            let found = read_full(clone.as_fd(), &mut old_piece, offset).unwrap_or(0);
+        let (set, place) = (self.set, self.copying.to.join(path));
+        let bring = |brought_bytes: &mut u64, new: &[u8], offset: u64| {
             let mut changed = ChangedBlocks::default();
-            changed.compare(0, &old_piece[..found], new);
-            for (at, len) in changed.runs(read_bytes as u64) {
+            changed.compare_digests(0, from_offset(&pages.digests, offset), new);
+            for (at, len) in changed.runs(new.len() as u64) {
                 let from = usize::try_from(at).unwrap_or_default();
                 let written = disk.write_all(into, &new[from..from + len], offset + at);
-                written.map_err(|error| self.failure("write", path, error))?;
-                brought_bytes += len as u64;
+                written.map_err(|error| failure("write", &place, error))?;
+                *brought_bytes += len as u64;
             }
-            digest.update(new);
-            if read_bytes < self.buffer.len() {
-                break;
-            }
-        }
-        let (len, crc32c) = (digest.len(), digest.crc32c());
-        let cut = disk.set_len(into, len);
+            Ok(())
+        };
+        let (whole, brought_bytes) = set.read_slices(source, &relative, entry, bring)?;
+        let cut = disk.set_len(into, whole.len);
         cut.map_err(|error| self.failure("set the length of", path, error))?;
-        check(digest, entry.as_ref(), &relative)?;
-        self.count(len, brought_bytes)?;
-        Ok(Some((len, crc32c)))
+        self.count(whole.len, brought_bytes.iter().sum())?;
+        Ok(Some((whole.len, whole.crc32c)))
     }
 
     fn count(&mut self, len: u64, brought_bytes: u64) -> Result<(), SetError> {

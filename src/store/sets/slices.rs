@@ -1,0 +1,120 @@
+//! A file of a set that is read once, by several threads where its checksum allows that.
+//! Never changes a set. Invariant: what was handed on counts only if the whole is what the manifest lists, which is told
+//! behind the last of it.
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use walmgr_protocol::names::RelativePath;
+
+use super::error::SetError;
+use super::list::HeldSet;
+use crate::files;
+use crate::files::slices::{PartDigest, SLICE_BYTES, in_slices};
+use crate::pg::hashed_pages::{AHEAD_BYTES, HASHED_BYTES};
+use crate::pg::manifest::{Checksum, FileEntry, ListedDigest};
+use crate::pg::old_files::BLOCK_BYTES;
+
+/// Takes a piece that lies at this offset.
+type EachPiece<'a> = &'a mut dyn FnMut(&[u8], u64) -> Result<(), SetError>;
+
+impl HeldSet {
+    /// Reads a file, and hands each piece with its offset on, together with what was made of its slice so far. Refuses one that
+    /// is not what is listed. Its length and CRC-32C, and what was made of each slice.
+    pub(super) fn read_slices<T: Default + Send>(
+        &self,
+        file: BorrowedFd<'_>,
+        path: &RelativePath,
+        entry: Option<&FileEntry>,
+        each: impl Fn(&mut T, &[u8], u64) -> Result<(), SetError> + Sync,
+    ) -> Result<(PartDigest, Vec<T>), SetError> {
+        let shown = Path::new(OsStr::from_bytes(path.as_bytes()));
+        let stat = self.sets.parent.disk.stat(file);
+        let len = stat
+            .map_err(|error| self.failure("examine", shown, error))?
+            .len;
+        let checksum = entry.and_then(|entry| entry.checksum.as_ref());
+        let (digest, made) = match checksum {
+            // One that can only be computed from the beginning on.
+            Some(Checksum::Sha(_)) => {
+                let (mut digest, mut made) = (ListedDigest::begin(checksum), Vec::new());
+                for number in 0..len.div_ceil(SLICE_BYTES) {
+                    let start = number * SLICE_BYTES;
+                    let (mut of_slice, slice) = (T::default(), start..len.min(start + SLICE_BYTES));
+                    self.read_slice((file, shown), slice, &mut |piece, offset| {
+                        digest.update(piece);
+                        each(&mut of_slice, piece, offset)
+                    })?;
+                    made.push(of_slice);
+                }
+                (digest, made)
+            }
+            _ => {
+                let slices = in_slices(len, |slice| {
+                    let (mut found, mut of_slice) = (PartDigest::default(), T::default());
+                    self.read_slice((file, shown), slice, &mut |piece, offset| {
+                        found.update(piece);
+                        each(&mut of_slice, piece, offset)
+                    })?;
+                    Ok::<_, SetError>((found, of_slice))
+                })?;
+                let mut whole = PartDigest::default();
+                let made = slices.into_iter().map(|(found, of_slice)| {
+                    whole.append(found);
+                    of_slice
+                });
+                let made = made.collect();
+                (ListedDigest::of(whole), made)
+            }
+        };
+        let (len, crc32c) = (digest.len(), digest.crc32c());
+        check(digest, entry, path)?;
+        Ok((PartDigest { len, crc32c }, made))
+    }
+
+    fn read_slice(
+        &self,
+        (file, shown): (BorrowedFd<'_>, &Path),
+        slice: Range<u64>,
+        each: EachPiece<'_>,
+    ) -> Result<(), SetError> {
+        let mut buffer = vec![0; HASHED_BYTES];
+        files::read_ahead(file, slice.start..slice.end.min(slice.start + AHEAD_BYTES));
+        for offset in slice.clone().step_by(HASHED_BYTES) {
+            let ahead = offset + AHEAD_BYTES;
+            files::read_ahead(file, ahead..slice.end.min(ahead + HASHED_BYTES as u64));
+            let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
+            let piece = &mut buffer[..left.min(HASHED_BYTES)];
+            let read_bytes = self.read_piece(file, piece, offset, shown)?;
+            each(&piece[..read_bytes], offset)?;
+            if read_bytes < piece.len() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The digests of the pages from this offset on.
+pub(super) fn from_offset(digests: &[u64], offset: u64) -> &[u64] {
+    let page = usize::try_from(offset / BLOCK_BYTES as u64).unwrap_or(usize::MAX);
+    digests.get(page..).unwrap_or_default()
+}
+
+/// Refuses a file of the set that is not what is listed.
+fn check(
+    digest: ListedDigest,
+    entry: Option<&FileEntry>,
+    path: &RelativePath,
+) -> Result<(), SetError> {
+    match entry.map(|entry| digest.agrees(entry)) {
+        Some(Some(false)) => Err(SetError::Manifest {
+            path: path.clone(),
+            why: "its length or checksum is not the manifest's".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
