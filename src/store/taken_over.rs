@@ -7,10 +7,14 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::disk::Disk;
+use crate::files;
 use crate::files::slices::in_slices;
 
 /// What is read and written at once.
 const PIECE_BYTES: usize = 1 << 20;
+
+/// How far ahead the disk is asked to read.
+const AHEAD_BYTES: u64 = 4 << 20;
 
 /// How much is written before its write-back is started, so that the one sync at the end finds little left to do.
 const WRITEBACK_BYTES: u64 = 8 << 20;
@@ -54,7 +58,11 @@ fn copy_slice(
 ) -> io::Result<u64> {
     let mut buffer = vec![0; PIECE_BYTES];
     let (mut offset, mut started, mut stored) = (slice.start, slice.start, 0);
+    let mut ahead_end = slice.start;
     while offset < slice.end {
+        let until = slice.end.min(offset + AHEAD_BYTES);
+        files::read_ahead(from, ahead_end..until);
+        ahead_end = until;
         let left = usize::try_from(slice.end - offset).unwrap_or(PIECE_BYTES);
         let read_bytes = disk.read(from, &mut buffer[..left.min(PIECE_BYTES)], offset)?;
         if read_bytes == 0 {

@@ -14,7 +14,9 @@ use walmgr_protocol::patch::{PAGE_BYTES, PatchReader, PatchStep};
 use super::error::SetError;
 use super::parent::ParentOfSet;
 use super::shared::SetShared;
+use crate::files;
 use crate::files::slices::{PartDigest, in_slices};
+use crate::pg::hashed_pages::AHEAD_BYTES;
 use crate::pg::page;
 use crate::store::disk::read_full;
 use crate::store::taken_over::{TakenOver, take_over};
@@ -172,13 +174,7 @@ impl PatchedFile {
         made: BorrowedFd<'_>,
         slice: Range<u64>,
     ) -> Result<FoundSlice, SetError> {
-        let disk = &*shared.sets.parent.disk;
-        let (mut new, mut old, mut found) =
-            (vec![0; PIECE_BYTES], Vec::new(), FoundSlice::default());
-        let first = self
-            .written
-            .partition_point(|range| range.end <= slice.start);
-        let mut written = self.written[first..].iter().peekable();
+        let (mut found, mut both) = (FoundSlice::default(), PieceReader::of(shared, path, made));
         for offset in slice.clone().step_by(PIECE_BYTES) {
             let stop = slice.end.min(offset + PIECE_BYTES as u64);
             let in_file = |len: u64| {
@@ -186,36 +182,28 @@ impl PatchedFile {
                 usize::try_from(left).unwrap_or(PIECE_BYTES)
             };
             let (want, of_parent) = (in_file(self.len), in_file(self.listed.len));
-            while written.next_if(|range| range.end <= offset).is_some() {}
             let behind = offset + want as u64;
-            let is_untouched =
-                written.peek().is_none_or(|range| range.start >= behind) && want >= of_parent;
-            // The blocks are the same. Whoever made the parent may have left them in memory; what is not there is read
-            // of the new file, on which the next backup is built.
-            let is_parents = self.shares_blocks && is_untouched && want == of_parent;
-            let is_in_memory = is_parents
-                && disk.read_in_memory(self.source.as_fd(), &mut new[..want], offset) == Some(want);
-            let failed = |error: io::Error| match is_parents {
-                true => self.unreadable(path, &error),
-                false => shared.failure("read", path, error),
-            };
-            if !is_in_memory {
-                let read = read_full(disk, made, &mut new[..want], offset).map_err(failed)?;
-                if read < want {
-                    return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            let here = |range: &Range<u64>| range.end <= offset;
+            let written = &self.written[self.written.partition_point(here)..];
+            let written = &written[..written.partition_point(|range| range.start < behind)];
+            let is_untouched = written.is_empty() && want >= of_parent;
+            both.may_read_until = slice.end.min(stop + AHEAD_BYTES);
+            let were_same = found.made == found.listed;
+            if !is_untouched && self.shares_blocks && want == of_parent {
+                both.read_parents(self, offset, of_parent)?;
+                both.overlay(offset, want, written)?;
+            } else {
+                both.read_made(self, offset, want, is_untouched && want == of_parent)?;
+                match is_untouched {
+                    true => both.old.clear(),
+                    false => both.read_parents(self, offset, of_parent)?,
                 }
             }
-            let were_same = found.made == found.listed;
-            found.made.update(&new[..want]);
-            if is_untouched && want == of_parent && were_same {
-                found.listed = found.made;
-            } else if is_untouched {
-                found.listed.update(&new[..of_parent]);
-            } else {
-                old.resize(PIECE_BYTES, 0);
-                let read = read_full(disk, self.source.as_fd(), &mut old[..of_parent], offset);
-                let read = read.map_err(|error| self.unreadable(path, &error))?;
-                found.listed.update(&old[..read]);
+            found.made.update(&both.new);
+            match is_untouched {
+                true if want == of_parent && were_same => found.listed = found.made,
+                true => found.listed.update(&both.new[..of_parent]),
+                false => found.listed.update(&both.old),
             }
         }
         Ok(found)
@@ -231,6 +219,102 @@ impl PatchedFile {
             path: path.clone(),
             why,
         }
+    }
+}
+
+/// Reads a file and its parent's in turn, a piece of each.
+struct PieceReader<'a> {
+    shared: &'a SetShared,
+    path: &'a RelativePath,
+    made: BorrowedFd<'a>,
+    new: Vec<u8>,
+    old: Vec<u8>,
+    /// How far the disk was asked to read ahead, and how far it may be.
+    ahead_end: u64,
+    may_read_until: u64,
+}
+
+impl<'a> PieceReader<'a> {
+    const fn of(shared: &'a SetShared, path: &'a RelativePath, made: BorrowedFd<'a>) -> Self {
+        PieceReader {
+            shared,
+            path,
+            made,
+            new: Vec::new(),
+            old: Vec::new(),
+            ahead_end: 0,
+            may_read_until: 0,
+        }
+    }
+
+    /// Reads what the parent has here.
+    fn read_parents(&mut self, of: &PatchedFile, offset: u64, len: usize) -> Result<(), SetError> {
+        self.read_ahead(of.source.as_fd(), offset);
+        let disk = &*self.shared.sets.parent.disk;
+        self.old.resize(len, 0);
+        let read = read_full(disk, of.source.as_fd(), &mut self.old, offset);
+        let read_bytes = read.map_err(|error| of.unreadable(self.path, &error))?;
+        self.old.truncate(read_bytes);
+        Ok(())
+    }
+
+    /// Has the new piece be the parent's, whose blocks it shares, but for what was written: all of it read of the new file
+    /// would come from the disk twice.
+    fn overlay(&mut self, offset: u64, len: usize, written: &[Range<u64>]) -> Result<(), SetError> {
+        self.new.clone_from(&self.old);
+        self.new.resize(len, 0);
+        for range in written {
+            let (from, to) = (range.start.max(offset), range.end.min(offset + len as u64));
+            let place = |at: u64| usize::try_from(at - offset).unwrap_or(len);
+            let own = &mut self.new[place(from)..place(to)];
+            let disk = &*self.shared.sets.parent.disk;
+            let own_bytes = own.len();
+            let read = read_full(disk, self.made, own, from);
+            if read.map_err(|error| self.failed(error))? < own_bytes {
+                return Err(self.failed(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what came of it.
+    fn read_made(
+        &mut self,
+        of: &PatchedFile,
+        offset: u64,
+        len: usize,
+        is_parents: bool,
+    ) -> Result<(), SetError> {
+        self.new.resize(len, 0);
+        let disk = &*self.shared.sets.parent.disk;
+        // The blocks are the same. Whoever made the parent may have left them in memory; what is not there is read of the
+        // new file, on which the next backup is built.
+        let is_parents = is_parents && of.shares_blocks;
+        let source = of.source.as_fd();
+        if is_parents && disk.read_in_memory(source, &mut self.new, offset) == Some(len) {
+            return Ok(());
+        }
+        self.read_ahead(self.made, offset);
+        let disk = &*self.shared.sets.parent.disk;
+        let error = match read_full(disk, self.made, &mut self.new, offset) {
+            Ok(read_bytes) if read_bytes == len => return Ok(()),
+            Ok(_) => io::ErrorKind::UnexpectedEof.into(),
+            Err(error) => error,
+        };
+        match is_parents {
+            true => Err(of.unreadable(self.path, &error)),
+            false => Err(self.failed(error)),
+        }
+    }
+
+    /// The disk reads on while this piece is looked at.
+    fn read_ahead(&mut self, file: BorrowedFd<'_>, offset: u64) {
+        files::read_ahead(file, self.ahead_end.max(offset)..self.may_read_until);
+        self.ahead_end = self.may_read_until;
+    }
+
+    fn failed(&self, error: io::Error) -> SetError {
+        self.shared.failure("read", self.path, error)
     }
 }
 
