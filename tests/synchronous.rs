@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::partial::daemon::Syncdaemon;
 use crate::support::dice::Dice;
@@ -23,9 +24,10 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn new(major: u8, settings: &[(&str, &str)]) -> Waiting {
+    fn new(major: u8, settings: &[(&str, &str)], timeout: &str) -> Waiting {
         let mut site = archiving(major, settings);
         site.master_set("synchronous", "1");
+        site.master_set("synchronous_timeout", timeout);
         let daemon = Syncdaemon::start(&site);
         let waiting = Waiting { daemon, site };
         waiting.wait_for_flush();
@@ -44,6 +46,34 @@ impl Waiting {
         let name = self.site.master_config().job_name;
         let words = ["synch-standby", &name];
         self.site.master_command(&words).succeed();
+    }
+
+    fn names(&self) -> String {
+        self.site.cluster().psql("SHOW synchronous_standby_names")
+    }
+
+    fn wait_for_names(&self, names: &str) {
+        wait_for(&format!("names '{names}'"), PATIENCE, || {
+            (self.names() == names).then_some(())
+        });
+    }
+
+    fn set_names(&self, names: &str) {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'");
+        self.site.cluster().psql(&set);
+        self.site.cluster().reload();
+        self.wait_for_names(names);
+    }
+
+    /// Whether `status` has the finding, and is critical with it.
+    fn is_found_out(&self) -> bool {
+        let status = self.site.master_command(&["--json", "status"]);
+        let json: Value = serde_json::from_str(&status.stdout).unwrap();
+        let findings = json["findings"].as_array().unwrap();
+        let is_it = |finding: &&Value| finding["code"] == "synchronous";
+        let found = findings.iter().find(is_it);
+        assert!(found.is_none_or(|found| found["level"] == "critical" && status.code == Some(2)));
+        found.is_some()
     }
 
     /// Something about who streams; never waits for a commit.
@@ -195,7 +225,7 @@ fn one_loss(major: u8, dice: &mut Dice) -> usize {
 #[test]
 fn fault_271_a_commit_waits_for_a_receiver_that_is_away_and_returns() {
     skip_unless!(Cluster::available(15));
-    let mut waiting = Waiting::new(15, &[("wal_sender_timeout", "4s")]);
+    let mut waiting = Waiting::new(15, &[("wal_sender_timeout", "4s")], "0");
     waiting.commit().wait();
     let lone = waiting.senders("pid");
 
@@ -264,7 +294,7 @@ fn fault_272_a_hole_in_the_archive_keeps_commits_waiting() {
 #[test]
 fn fault_273_a_restarted_master_has_its_standby_and_its_slot_back() {
     skip_unless!(Cluster::available(15));
-    let mut waiting = Waiting::new(15, &[]);
+    let mut waiting = Waiting::new(15, &[], "0");
     // A fast stop waits until the standby has the shutdown checkpoint.
     waiting.site.cluster_mut().restart();
     waiting.commit().wait();
@@ -287,4 +317,89 @@ fn fault_273_a_restarted_master_has_its_standby_and_its_slot_back() {
     wait_for("the slot", PATIENCE, || {
         (waiting.site.cluster().psql(kept) == "t").then_some(())
     });
+}
+
+#[test]
+fn fault_274_a_standby_that_is_away_too_long_is_out_till_it_has_all() {
+    skip_unless!(Cluster::available(15));
+    let mut waiting = Waiting::new(15, &[], "2s");
+    waiting.commit().wait();
+    assert!(!waiting.is_found_out());
+
+    // It hangs.
+    let begun = Instant::now();
+    waiting.site.receiver.signal(Signal::STOP);
+    waiting.commit().wait();
+    // What was under way a moment before counts, too.
+    assert!(
+        begun.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    waiting.wait_for_names("");
+    waiting.commit().wait();
+    assert!(waiting.is_found_out());
+    waiting.site.receiver.signal(Signal::CONT);
+    waiting.wait_for_names("master");
+    waiting
+        .daemon
+        .wait_for_log("is back in synchronous_standby_names = 'master'");
+    assert!(!waiting.is_found_out());
+    waiting.commit().wait();
+
+    // It is down, and then commits wait again.
+    waiting.site.receiver.stop();
+    waiting.commit().wait();
+    waiting.wait_for_names("");
+    waiting.site.start_receiver();
+    waiting.wait_for_names("master");
+    waiting.commit().wait();
+    waiting.site.master_command(&["stop"]).succeed();
+    assert_eq!(waiting.names(), "");
+}
+
+#[test]
+fn fault_275_a_name_that_is_out_comes_back_unless_somebody_set_others() {
+    skip_unless!(Cluster::available(15));
+    let mut waiting = Waiting::new(15, &[], "1s");
+    waiting.set_names("FIRST 1 (Master, b)");
+    waiting.site.receiver.stop();
+    waiting.wait_for_names("FIRST 1 (\"b\")");
+    waiting.daemon.signal(Signal::KILL);
+    waiting.daemon.wait();
+    waiting.site.start_receiver();
+    waiting.daemon = Syncdaemon::start(&waiting.site);
+    waiting.wait_for_names("FIRST 1 (Master, b)");
+
+    let before = waiting.daemon.log().len();
+    waiting.site.receiver.stop();
+    waiting.wait_for_names("FIRST 1 (\"b\")");
+    wait_for("the second time", PATIENCE, || {
+        let said = waiting.daemon.log().split_off(before);
+        said.contains("is taken out of").then_some(())
+    });
+    waiting.set_names("c");
+    waiting.site.start_receiver();
+    waiting
+        .daemon
+        .wait_for_log("somebody has set other synchronous_standby_names");
+    wait_for("the finding to go", PATIENCE, || {
+        (!waiting.is_found_out()).then_some(())
+    });
+    assert_eq!(waiting.names(), "c");
+
+    waiting.set_names("master");
+    waiting.site.receiver.stop();
+    waiting.wait_for_names("");
+    waiting
+        .daemon
+        .wait_for_log("is taken out of synchronous_standby_names, now ''");
+    waiting
+        .site
+        .master_command(&["synch-standby", ""])
+        .succeed();
+    assert!(!waiting.is_found_out());
+    waiting.site.start_receiver();
+    waiting.wait_for_flush();
+    assert_eq!(waiting.names(), "");
 }

@@ -38,7 +38,7 @@ pub(crate) const PAGES: &[Page] = pages! {
         "key-refused" "differs" "replay-stopped" "wrong-settings" "apart" "archive_cleanup" "archiving_fails"
         "archiving_foreign" "archiving_off" "archiving_unheard" "audit_log" "backup" "backup_age" "boot" "clock" "drill" "frozen"
         "incremental" "is_standby" "lag" "lag_unknown" "locked" "no_backup" "no_receiver" "not_set_up" "paused" "receiver" "replay"
-        "retention" "server" "standby_server" "syncdaemon" "tablespace" "timeline" "unreplayable" "gap" "damaged"
+        "retention" "server" "standby_server" "syncdaemon" "synchronous" "tablespace" "timeline" "unreplayable" "gap" "damaged"
         "free" "disk";
     "reference": "audit" "commands" "exit-codes" "files" "ini-files" "messages" "metrics" "settings" "status-json";
     "explain": "compared" "receiver" "set-apart" "speed" "the-segment-in-progress" "threat-model" "what-is-durable";

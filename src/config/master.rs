@@ -77,6 +77,8 @@ pub struct MasterConfig {
     pub use_xlog_functions: bool,
     /// Whether `syncdaemon` is a standby that commits can wait for.
     pub synchronous: bool,
+    /// How long commits wait for it before it is taken out of their way; zero is for ever.
+    pub synchronous_timeout: Duration,
     /// The replication slot of that standby.
     pub slot: Option<String>,
     /// zstd level of what is sent and fetched, 0 for none; `None` if the file does not say.
@@ -169,6 +171,7 @@ impl MasterConfig {
             },
             use_xlog_functions: settings.boolean("use_xlog_functions")? || synchronous,
             synchronous,
+            synchronous_timeout: settings.duration("synchronous_timeout")?,
             slot: slot(settings)?,
             compression: settings.optional_number("compression")?,
             command_interval: settings.optional_duration("command_interval")?,

@@ -115,6 +115,8 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults(),
     key("synchronous", Master, Boolean, "0", "syncdaemon is a standby named job_name, whose disk commits can wait for. Implies use_xlog_functions.")
         .defaults().added(),
+    key("synchronous_timeout", Master, ages(DAY), "0", "How long commits wait for a standby that is away, before syncdaemon takes its name out. 0: for ever.")
+        .defaults().added(),
     key("slot", Master, Name, "walmgr", "With synchronous: physical replication slot that keeps WAL for the standby. Must exist.")
         .added(),
     key("metrics_listen", Master, Listen(METRICS_PORT), "127.0.0.1:7433", "Addresses on which syncdaemon serves metrics over HTTP, without a password. Unset: nowhere.")

@@ -16,6 +16,7 @@ use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::lag::{Oldest, oldest_missing, seconds_since};
 use crate::master::position::{Position, PositionFound, PositionReader};
+use crate::master::synch_note::SynchNote;
 use crate::master::tail::{Records, WalFiles};
 use crate::options::Options;
 use crate::pg::data_directory::DataDirectory;
@@ -48,6 +49,7 @@ async fn look(config: &MasterConfig) -> Facts {
     let mut master = Master {
         receiver: config.slave.to_string(),
         syncdaemon: syncdaemon(config),
+        taken_out: taken_out(config),
         ..Master::default()
     };
     let position = match server {
@@ -209,6 +211,14 @@ fn syncdaemon(config: &MasterConfig) -> Syncdaemon {
             Syncdaemon::Stopped
         }
     }
+}
+
+/// Who does not keep commits waiting any more, and since when.
+fn taken_out(config: &MasterConfig) -> Option<(String, f64)> {
+    let note = SynchNote::read(&config.master_data);
+    let taken_out = note.taken_out()?;
+    let age_s = seconds_since(taken_out.at_s.saturating_mul(1_000_000));
+    Some((taken_out.name.clone(), age_s))
 }
 
 fn lag(master: &mut Master, files: &WalFiles, flushed: Lsn, overview: Option<&Overview>) -> Lag {

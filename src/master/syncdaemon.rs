@@ -161,13 +161,13 @@ impl Ticker {
         Ticker {
             agent: Agent::start(&config, Arc::clone(&monitored.agent)),
             closed: Lsn(0),
+            synchronous: Synchronous::of(&config),
             config,
             position_reader: PositionReader::default(),
             shipper: None,
             state: String::new(),
             failures: 0,
             monitored,
-            synchronous: Synchronous::default(),
         }
     }
 

@@ -17,11 +17,53 @@ use crate::pg::layout;
 use crate::pg::leftovers::SYNCHRONOUS_NOTE;
 use crate::pg::sql_standbys::SYNCHRONOUS_NAMES;
 
+/// The member of the note with a standby that was taken out.
+const TAKEN_OUT: &str = "taken_out";
+
 /// The note of one data directory.
 #[derive(Debug)]
 pub(crate) struct SynchNote {
     path: PathBuf,
     values: Vec<String>,
+    taken_out: Option<TakenOut>,
+}
+
+/// A standby that the syncdaemon took out of the names, to put it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TakenOut {
+    /// Which.
+    pub name: String,
+    /// What was in force with it.
+    pub was: String,
+    /// What was set by `ALTER SYSTEM` then; nothing where a file alone had the names.
+    pub was_set: Option<String>,
+    /// What is in force without it.
+    pub left: String,
+    /// Whether `synch-standby` had set the names.
+    pub is_ours: bool,
+    /// When, in seconds since 1970.
+    pub at_s: i64,
+}
+
+impl TakenOut {
+    fn read(note: &Value) -> Option<TakenOut> {
+        let text = |key: &str| note.get(key).and_then(Value::as_str).map(str::to_owned);
+        Some(TakenOut {
+            name: text("name")?,
+            was: text("was")?,
+            was_set: text("was_set"),
+            left: text("left")?,
+            is_ours: note.get("is_ours")?.as_bool()?,
+            at_s: note.get("at_s")?.as_i64()?,
+        })
+    }
+
+    fn written(&self) -> Value {
+        json!({
+            "name": self.name, "was": self.was, "was_set": self.was_set, "left": self.left,
+            "is_ours": self.is_ours, "at_s": self.at_s,
+        })
+    }
 }
 
 impl SynchNote {
@@ -35,7 +77,22 @@ impl SynchNote {
         SynchNote {
             path,
             values: values.map(str::to_owned).collect(),
+            taken_out: note.get(TAKEN_OUT).and_then(TakenOut::read),
         }
+    }
+
+    /// The standby that the syncdaemon took out and has to put back.
+    pub(crate) const fn taken_out(&self) -> Option<&TakenOut> {
+        self.taken_out.as_ref()
+    }
+
+    /// Notes who is taken out, or that nobody is.
+    pub(crate) fn set_taken_out(&mut self, taken_out: Option<TakenOut>) -> Result<()> {
+        if self.taken_out == taken_out {
+            return Ok(());
+        }
+        self.taken_out = taken_out;
+        self.save()
     }
 
     /// Whether walmgr set this value.
@@ -54,14 +111,21 @@ impl SynchNote {
     /// Notes that of all values only this may be set; none removes the note.
     pub(crate) fn keep_only(&mut self, value: Option<&str>) -> Result<()> {
         self.values.retain(|noted| Some(noted.as_str()) == value);
-        match self.values.is_empty() {
+        self.save()
+    }
+
+    fn save(&self) -> Result<()> {
+        match self.values.is_empty() && self.taken_out.is_none() {
             true => (files::remove(&self.path).map(drop)).at(Kind::Retry, "remove", &self.path),
             false => self.write(),
         }
     }
 
     fn write(&self) -> Result<()> {
-        let note = json!({ SYNCHRONOUS_NAMES: self.values });
+        let mut note = json!({ SYNCHRONOUS_NAMES: self.values });
+        if let Some(taken_out) = &self.taken_out {
+            note[TAKEN_OUT] = taken_out.written();
+        }
         let text = format!("{note}\n");
         files::replace_own(&self.path, text.as_bytes()).at(Kind::Retry, "write", &self.path)
     }
@@ -93,7 +157,18 @@ mod tests {
         assert!(read().has("a") && read().has("ANY 1 (\"b\")"));
         read().keep_only(Some("ANY 1 (\"b\")")).unwrap();
         assert!(!read().has("a") && read().has("ANY 1 (\"b\")"));
+        let taken_out = TakenOut {
+            name: "b".to_owned(),
+            was: "b".to_owned(),
+            was_set: None,
+            left: String::new(),
+            is_ours: true,
+            at_s: 7,
+        };
+        read().set_taken_out(Some(taken_out.clone())).unwrap();
         read().keep_only(Some("other")).unwrap();
+        assert_eq!(read().taken_out(), Some(&taken_out));
+        read().set_taken_out(None).unwrap();
         assert!(!data.path().join(SYNCHRONOUS_NOTE).exists());
         for damaged in [
             "",

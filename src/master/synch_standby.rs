@@ -9,6 +9,10 @@
 //! look at the standbys again           commits wait for them from here on
 //! ```
 
+mod taken_out;
+
+pub(crate) use taken_out::{put_back, take_out};
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -152,10 +156,13 @@ fn set(server: &SynchServer, options: &Options, text: &str) -> Result<()> {
 /// Clears what this command set, for `stop`; what somebody else set stays.
 pub(crate) async fn clear_own(config: &MasterConfig, not_really: bool) -> Result<()> {
     let server = server_of(config);
-    let (note, set) = (
+    let (mut note, set) = (
         SynchNote::read(&server.data),
         set_by_alter_system(&server.data)?,
     );
+    if !not_really {
+        note.set_taken_out(None)?;
+    }
     let Some(own) = set.filter(|set| !set.is_empty() && note.has(set)) else {
         return Ok(());
     };
@@ -332,6 +339,7 @@ impl SynchServer {
         let automatic = set_by_alter_system(&self.data)?;
         if found.value.is_empty() && automatic.as_deref().is_none_or(str::is_empty) {
             tracing::info!("{SYNCHRONOUS_NAMES} is empty already: no commit waits");
+            SynchNote::read(&self.data).set_taken_out(None)?;
             return SynchNote::read(&self.data).keep_only(None);
         }
         refuse_command_line(found, "")?;
@@ -380,6 +388,8 @@ impl SynchServer {
             .wait_until(session, |found| found.value == wanted)
             .await?;
         if found.value == wanted {
+            // Whoever sets names decides who is in them.
+            note.set_taken_out(None)?;
             return note.keep_only(value.filter(|_| is_ours));
         }
         let faults = session.faults_in_files().await;

@@ -25,12 +25,17 @@
 //! A keepalive is answered at once, by a task of its own, with what was reported last: a receiver that is slow costs
 //! no connection. Nothing is ever reported as applied, so `synchronous_commit = remote_apply` waits for ever.
 
+mod guard;
+mod standing;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use walmgr_protocol::names::{Lsn, TimelineId};
 
+use self::guard::{Guard, Watched};
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
 use crate::master::ask::Asking;
@@ -67,8 +72,8 @@ struct MasterStream {
 }
 
 /// The standby that the syncdaemon is, or tries to be.
-#[derive(Default)]
 pub(super) struct Synchronous {
+    guard: Option<Guard>,
     link: Option<MasterStream>,
     failures: u32,
     not_before: Option<Instant>,
@@ -78,6 +83,18 @@ pub(super) struct Synchronous {
 }
 
 impl Synchronous {
+    /// The standby of these settings; none without `synchronous = 1`.
+    pub(super) fn of(config: &MasterConfig) -> Synchronous {
+        Synchronous {
+            guard: config.synchronous.then(|| Guard::start(config)),
+            link: None,
+            failures: 0,
+            not_before: None,
+            asked: None,
+            trouble: None,
+        }
+    }
+
     /// Up to where the server has flushed its WAL of this timeline; `None` unless it streams.
     pub(super) async fn end(&mut self) -> Option<Lsn> {
         self.note_end().await;
@@ -111,6 +128,13 @@ impl Synchronous {
     /// The receiver is gone: the server is to see no standby.
     pub(super) fn close(&mut self) {
         self.link = None;
+        self.is_lost();
+    }
+
+    fn is_lost(&self) {
+        if let Some(guard) = &self.guard {
+            guard.watched.is_lost();
+        }
     }
 
     /// Whether the server does not stream and has not just refused to.
@@ -125,7 +149,9 @@ impl Synchronous {
         facts: ClusterFacts,
         files: &WalFiles,
     ) {
-        match Box::pin(MasterStream::open(config, facts, files)).await {
+        let Some(guard) = &self.guard else { return };
+        let watched = Arc::clone(&guard.watched);
+        match Box::pin(MasterStream::open(config, facts, files, watched)).await {
             Ok(link) => {
                 (self.link, self.failures, self.asked) = (Some(link), 0, None);
                 (self.not_before, self.trouble) = (None, None);
@@ -168,6 +194,7 @@ impl Synchronous {
         let Some(link) = self.link.take_if(|link| link.task.is_finished()) else {
             return;
         };
+        self.is_lost();
         if let Ok(Some(error)) = link.task.await {
             tracing::info!(
                 "the server no longer streams its WAL of timeline {}: {error}",
@@ -182,6 +209,7 @@ impl MasterStream {
         config: &MasterConfig,
         facts: ClusterFacts,
         files: &WalFiles,
+        watched: Arc<Watched>,
     ) -> Result<MasterStream> {
         let wish = StreamWish {
             conninfo: &config.master_db,
@@ -204,7 +232,7 @@ impl MasterStream {
             facts,
             end,
             reported,
-            task: tokio::spawn(follow(stream, tell_end, report)),
+            task: tokio::spawn(follow(stream, tell_end, report, watched)),
         })
     }
 
@@ -244,6 +272,7 @@ async fn follow(
     mut stream: ReplicationStream,
     end: watch::Sender<Lsn>,
     mut reported: watch::Receiver<Reported>,
+    watched: Arc<Watched>,
 ) -> Option<CommandError> {
     loop {
         let is_due = tokio::select! {
@@ -269,11 +298,10 @@ async fn follow(
             },
             () = tokio::time::sleep(REPORT_INTERVAL) => true,
         };
-        if is_due {
-            let now = *reported.borrow_and_update();
-            if let Err(error) = stream.report(now.written, now.flushed).await {
-                return Some(error);
-            }
+        let now = *reported.borrow_and_update();
+        watched.hears(*end.borrow(), now.flushed);
+        if is_due && let Err(error) = stream.report(now.written, now.flushed).await {
+            return Some(error);
         }
     }
 }

@@ -133,6 +133,8 @@ metrics! {
         "Seconds since WAL arrived last. What would be lost only the master knows.";
     Behind = "behind_bytes", Gauge, ["cluster"], Master,
         "WAL written and not yet acknowledged by the receiver.";
+    SynchronousOut = "synchronous_out", Gauge, ["cluster"], Master,
+        "1 while the syncdaemon is taken out of synchronous_standby_names: commits do not wait.";
     HeldLsn = "held_lsn_bytes", Gauge, ["cluster"], Both,
         "Up to where WAL is held without a gap, as a position in bytes.";
     AgentAsked = "agent_asked_total", Counter, ["cluster"], Syncdaemon,

@@ -29,7 +29,8 @@ pub fn synchronous_names(bytes: &[u8]) {
     let quoted: Vec<String> = (names.names.iter())
         .map(|name| format!("\"{}\"", name.replace('"', "\"\"")))
         .collect();
-    let text = format!("{} ({})", names.needed, quoted.join(","));
+    let how = if names.is_any { "ANY" } else { "FIRST" };
+    let text = format!("{how} {} ({})", names.needed, quoted.join(","));
     let again = SynchronousNames::parse(&text).expect("a list in quotes can be read");
     assert_eq!(again, names);
     assert!(names.names.iter().all(|name| names.takes(name)));

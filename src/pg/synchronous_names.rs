@@ -26,6 +26,8 @@ pub struct SynchronousNames {
     pub needed: u32,
     /// `application_name`s, or `*`, in their order.
     pub names: Vec<String>,
+    /// Whether any of them will do, or the first.
+    pub(crate) is_any: bool,
 }
 
 /// A word of the text.
@@ -73,6 +75,28 @@ impl SynchronousNames {
         let mut names = self.names.iter();
         names.any(|name| is_taken_by(name, application_name))
     }
+
+    /// The text without this standby, and of no more standbys than are left in it; `None` where it is not named. What
+    /// `*` stands for stays.
+    pub(crate) fn without(&self, application_name: &str) -> Option<String> {
+        let is_it = |name: &&String| *name != EVERY && name.eq_ignore_ascii_case(application_name);
+        let left: Vec<&String> = self.names.iter().filter(|name| !is_it(name)).collect();
+        let listed = |name: &&String| match name.as_str() {
+            EVERY => EVERY.to_owned(),
+            name => format!("\"{}\"", name.replace('"', "\"\"")),
+        };
+        let list: Vec<String> = left.iter().map(listed).collect();
+        let needed = left.len().min(self.needed as usize);
+        let how = match self.is_any {
+            true => "ANY",
+            false => "FIRST",
+        };
+        match left.len() {
+            count if count == self.names.len() => None,
+            0 => Some(String::new()),
+            _ => Some(format!("{how} {needed} ({})", list.join(", "))),
+        }
+    }
 }
 
 /// Whether a name of the list is this standby's (`SyncRepGetStandbyPriority`).
@@ -82,6 +106,7 @@ pub(crate) fn is_taken_by(name: &str, application_name: &str) -> bool {
 
 fn read(text: &str) -> std::result::Result<SynchronousNames, String> {
     let words = words(text)?;
+    let is_any = words.first() == Some(&Word::Any);
     let (needed, list) = match &words[..] {
         [
             Word::Any | Word::First,
@@ -109,7 +134,13 @@ fn read(text: &str) -> std::result::Result<SynchronousNames, String> {
             None => return Err("expected a name at the end".to_owned()),
         }
         match list.next() {
-            None => return Ok(SynchronousNames { needed, names }),
+            None => {
+                return Ok(SynchronousNames {
+                    needed,
+                    names,
+                    is_any,
+                });
+            }
             Some(Word::Comma) => {}
             Some(word) => return Err(format!("expected a comma, found {word}")),
         }
@@ -265,6 +296,30 @@ mod tests {
         assert!(names.takes("alpha") && names.takes("B C"));
         assert!(!names.takes("alph") && !names.takes(""));
         assert!(SynchronousNames::parse("*").unwrap().takes("any thing"));
+    }
+
+    #[test]
+    fn fault_275_a_name_is_taken_out_of_every_form_and_the_rest_stays() {
+        for (text, left) in [
+            ("main", Some("")),
+            ("FIRST 1 (\"Main\")", Some("")),
+            ("main, b", Some("FIRST 1 (\"b\")")),
+            (
+                "ANY 1 (a, main, \"q\"\"q\")",
+                Some("ANY 1 (\"a\", \"q\"\"q\")"),
+            ),
+            ("2 (main, b)", Some("FIRST 1 (\"b\")")),
+            ("ANY 2 (main, a, *)", Some("ANY 2 (\"a\", *)")),
+            ("a, b", None),
+            ("*", None),
+        ] {
+            let names = SynchronousNames::parse(text).unwrap();
+            let found = names.without("main");
+            assert_eq!(found.as_deref(), left, "{text}");
+            for left in found.iter().filter(|left| !left.is_empty()) {
+                assert_eq!(SynchronousNames::parse(left).unwrap().without("main"), None);
+            }
+        }
     }
 
     #[test]

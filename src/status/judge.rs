@@ -120,6 +120,8 @@ codes! {
     Disk = "disk",
     /// The syncdaemon died.
     Syncdaemon = "syncdaemon",
+    /// Commits do not wait for the syncdaemon, which was taken out.
+    Synchronous = "synchronous",
     /// Lines of the audit log are lost, or would be.
     AuditLog = "audit_log",
     /// Replay is held.
@@ -254,6 +256,13 @@ fn judge_master(found: &mut Findings, master: &Master, facts: &Facts, thresholds
             found.alarm(Code::ArchivingUnheard, format!("{what}; run `setup`"));
         }
         Some(Archiving::On) | None => {}
+    }
+    if let Some((name, age_s)) = &master.taken_out {
+        let text = format!(
+            "{name} was taken out of synchronous_standby_names {}: commits do not wait for the standby's disk",
+            ago(*age_s)
+        );
+        found.alarm(Code::Synchronous, text);
     }
     if let Some(pending) = &master.archiving_pending {
         found.warn(Code::ArchivingForeign, pending);

@@ -110,6 +110,8 @@ pub(crate) struct Master {
     pub archiver: Option<Archiver>,
     /// Whether a syncdaemon runs.
     pub syncdaemon: Syncdaemon,
+    /// The synchronous standby that the syncdaemon took out, and seconds since.
+    pub taken_out: Option<(String, f64)>,
     /// A segment that the standby lacks and that is not in `pg_wal` any more.
     pub gone: Option<String>,
     /// How far the standby's clock is ahead of this host's, in seconds; below 0 if it is behind.

@@ -33,7 +33,8 @@ pub(crate) fn samples(facts: &Facts, thresholds: &Thresholds) -> Samples {
                 of_sets(&mut samples, standby, overview);
             }
         }
-        Here::Master(_) => {
+        Here::Master(master) => {
+            samples.flag(Metric::SynchronousOut, master.taken_out.is_some());
             samples.gauge(Metric::Rpo, facts.lag.known().seconds);
             samples.whole(Metric::Behind, facts.lag.bytes);
         }

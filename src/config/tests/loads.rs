@@ -150,6 +150,7 @@ fn a_short_master_file_gets_the_defaults() {
     assert_eq!(config.compression, None);
     assert_eq!((config.archive_batch, config.archive_jobs), (8, 2));
     assert_eq!((config.synchronous, &config.slot), (false, &None));
+    assert_eq!(config.synchronous_timeout, Duration::ZERO);
     assert_eq!(config.verify_wal, VerifyWal::Records);
     assert_eq!(config.backup_checkpoint, BackupCheckpoint::Fast);
     assert!(config.tls.enabled && !config.tls.allow_plaintext);
