@@ -47,7 +47,8 @@ pub fn any_order(dice: &mut Dice) -> Vec<(u16, Message)> {
     order
 }
 
-/// What is in a folder: lengths, times, and which file it is.
+/// What is in a folder: lengths, times, and which file it is; without the index of names, which the receiver writes in its own
+/// time.
 pub fn state_of(folder: &Path) -> BTreeMap<PathBuf, (u64, SystemTime, u64)> {
     use std::os::unix::fs::MetadataExt;
     let mut state = BTreeMap::new();
@@ -56,6 +57,9 @@ pub fn state_of(folder: &Path) -> BTreeMap<PathBuf, (u64, SystemTime, u64)> {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             let metadata = std::fs::symlink_metadata(&path).unwrap();
+            if path.ends_with("logs.complete/.names") {
+                continue;
+            }
             if metadata.is_dir() {
                 folders.push(path.clone());
             }
