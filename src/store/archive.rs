@@ -233,7 +233,7 @@ impl Archive {
         let size = self.binding()?.segment_size;
         // A failure to look is nobody else's.
         let folder = self.shared.completed.again(Arc::new(Monitor::new()));
-        Some(keeper.keep(Arc::new(folder.ok()?), size))
+        keeper.keep(Arc::new(folder.ok()?), size)
     }
 
     /// Proves that the segments from `first` to the one that holds the last byte before `stop` are

@@ -19,6 +19,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use walmgr_protocol::names::WalSegmentSize;
 
 use super::disk::{CLOCK_STEP, is_past};
+use super::error::StoreError;
 use super::folder::Folder;
 use super::held_names::{HeldNames, INDEX_NAME, NAMES_NAME};
 
@@ -73,8 +74,15 @@ impl IndexKeeper {
             .ok()
     }
 
-    /// Keeps the index of this archive.
-    pub(super) fn keep(&self, folder: Arc<Folder>, size: WalSegmentSize) -> KeptIndex {
+    /// Keeps the index of this archive; of none that others may change unseen.
+    pub(super) fn keep(&self, folder: Arc<Folder>, size: WalSegmentSize) -> Option<KeptIndex> {
+        if !is_local(&folder) {
+            return None;
+        }
+        // Here, so that the archive looks the same from now on but for what comes and goes.
+        names_folder(&folder)
+            .inspect_err(|error| tracing::debug!("no index of names is kept: {error}"))
+            .ok()?;
         let alive = Arc::new(());
         let asked = Asked {
             folder,
@@ -84,10 +92,10 @@ impl IndexKeeper {
         // Without its thread nothing is kept.
         let _ = self.asked.as_ref().map(|asks| asks.send(asked));
         wake(&self.wake);
-        KeptIndex {
+        Some(KeptIndex {
             alive: Some(alive),
             wake: Arc::clone(&self.wake),
-        }
+        })
     }
 }
 
@@ -178,9 +186,6 @@ impl Keeping {
                 | WatchFlags::MOVED_FROM
                 | WatchFlags::MOVED_TO
                 | WatchFlags::ONLYDIR;
-            if !is_local(&asked.folder) {
-                continue;
-            }
             match inotify::add_watch(&self.told, path, events) {
                 Ok(watch) => drop(
                     self.folders.insert(
@@ -301,19 +306,22 @@ fn is_local(folder: &Folder) -> bool {
     kind.is_some_and(|kind| LOCAL.contains(&kind))
 }
 
-/// Puts an index in the place of the one before. Not synced: one that a power cut leaves is of another boot.
-fn replace(completed: &Folder, text: &[u8]) -> Result<(), super::error::StoreError> {
-    const NEW: &str = "index.new";
-    let mut names = completed.below(NAMES_NAME)?;
-    if names.is_none() {
-        let path = completed.path().join(NAMES_NAME);
-        (completed.disk.create_directory(&path))
-            .map_err(|error| completed.failure("create", NAMES_NAME, error))?;
-        names = completed.below(NAMES_NAME)?;
+/// The folder of the index, which is made where there is none.
+fn names_folder(completed: &Folder) -> Result<Arc<Folder>, StoreError> {
+    if let Some(names) = completed.below(NAMES_NAME)? {
+        return Ok(names);
     }
-    let Some(names) = names else {
-        return Ok(());
-    };
+    let path = completed.path().join(NAMES_NAME);
+    let failed = |error| completed.failure("create", NAMES_NAME, error);
+    completed.disk.create_directory(&path).map_err(failed)?;
+    let names = completed.below(NAMES_NAME)?;
+    names.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+}
+
+/// Puts an index in the place of the one before. Not synced: one that a power cut leaves is of another boot.
+fn replace(completed: &Folder, text: &[u8]) -> Result<(), StoreError> {
+    const NEW: &str = "index.new";
+    let names = names_folder(completed)?;
     if names.stat_at(NEW)?.is_some() {
         names.remove(NEW)?;
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::support::place::server_user;
 use crate::support::{Cluster, Site};
 
-/// Everything about every file below a folder, but what the server itself keeps writing.
+/// Everything about every file below a folder, but what the server and the receiver write in their own time.
 fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, i64, i64, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -20,7 +20,11 @@ fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, i64, i64, Vec<u8>)> {
             if status.is_dir() {
                 folders.push(path.clone());
             }
-            if path.file_name().is_some_and(|name| name == "receiver.log") {
+            let in_its_own_time = ["receiver.log", "index", ".names"];
+            if path
+                .file_name()
+                .is_some_and(|name| in_its_own_time.iter().any(|own| name == *own))
+            {
                 continue;
             }
             let content = match status.is_file() {
