@@ -249,8 +249,10 @@ fn assert_values(prometheus: &Prometheus) {
             "walmgr_disk_free_bytes{cluster=\"sales\"} > 1e6",
         ),
     ] {
-        let found = prometheus.query(query).unwrap();
-        assert!(!found.is_empty(), "{is_so}: {query}");
+        // Each target is scraped, and each cluster looked at, in its own time.
+        wait_for(&format!("{is_so}: {query}"), PATIENCE, || {
+            (!prometheus.query(query).unwrap().is_empty()).then_some(())
+        });
     }
     wait_for("the alert of a missing backup", PATIENCE, || {
         let alerts = prometheus.api("/api/v1/alerts").unwrap();
