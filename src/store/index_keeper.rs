@@ -7,6 +7,7 @@
 //! the folder is read, and whether a name is there is looked up behind each event about it: what changes later is told later.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -19,7 +20,6 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use walmgr_protocol::names::WalSegmentSize;
 
 use super::disk::{CLOCK_STEP, is_past};
-use super::error::StoreError;
 use super::folder::Folder;
 use super::held_names::{HeldNames, INDEX_NAME, NAMES_NAME};
 
@@ -306,28 +306,27 @@ fn is_local(folder: &Folder) -> bool {
     kind.is_some_and(|kind| LOCAL.contains(&kind))
 }
 
-/// The folder of the index, which is made where there is none.
-fn names_folder(completed: &Folder) -> Result<Arc<Folder>, StoreError> {
-    if let Some(names) = completed.below(NAMES_NAME)? {
-        return Ok(names);
+/// The folder of the index, which is made where there is none. By the folder that is open: another one may lie at its path by now.
+fn names_folder(completed: &Folder) -> io::Result<OwnedFd> {
+    let (disk, handle, name) = (&completed.disk, completed.handle(), OsStr::new(NAMES_NAME));
+    match disk.enter(handle, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            disk.make_directory(handle, name)?;
+            disk.enter(handle, name)
+        }
+        other => other,
     }
-    let path = completed.path().join(NAMES_NAME);
-    let failed = |error| completed.failure("create", NAMES_NAME, error);
-    completed.disk.create_directory(&path).map_err(failed)?;
-    let names = completed.below(NAMES_NAME)?;
-    names.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 
 /// Puts an index in the place of the one before. Not synced: one that a power cut leaves is of another boot.
-fn replace(completed: &Folder, text: &[u8]) -> Result<(), StoreError> {
+fn replace(completed: &Folder, text: &[u8]) -> io::Result<()> {
     const NEW: &str = "index.new";
-    let names = names_folder(completed)?;
-    if names.stat_at(NEW)?.is_some() {
-        names.remove(NEW)?;
+    let (disk, names) = (&completed.disk, names_folder(completed)?);
+    match disk.remove(names.as_fd(), NEW) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
     }
-    let disk = &names.disk;
-    (disk.create(names.handle(), NEW))
-        .and_then(|file| disk.write_all(file.as_fd(), text, 0))
-        .and_then(|()| disk.rename_over(names.handle(), NEW, INDEX_NAME))
-        .map_err(|error| names.failure("write", INDEX_NAME, error))
+    let file = disk.create(names.as_fd(), NEW)?;
+    disk.write_all(file.as_fd(), text, 0)?;
+    disk.rename_over(names.as_fd(), NEW, INDEX_NAME)
 }

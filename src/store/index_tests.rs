@@ -120,6 +120,25 @@ fn fault_280_an_index_says_what_a_listing_says_whoever_changes_the_folder() {
 }
 
 #[test]
+fn fault_280_nothing_is_written_into_a_folder_that_took_the_place() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let archive = open(&places);
+    assert_stored(&archive, &segment(3, 7));
+    let keeper = IndexKeeper::start().unwrap();
+    let _kept = archive.keep_index(&keeper).unwrap();
+    let looked_at = completed(&places);
+    indexed(&looked_at);
+    let aside = places.completed_wals.with_extension("aside");
+    fs::rename(&places.completed_wals, &aside).unwrap();
+    fs::create_dir(&places.completed_wals).unwrap();
+    fs::remove_dir_all(aside.join(".names")).unwrap();
+    // Its own folder has an index again.
+    indexed(&looked_at);
+    fs::remove_dir(&places.completed_wals).unwrap();
+}
+
+#[test]
 fn fault_281_an_index_that_does_not_fit_is_not_believed() {
     let folder = scratch_folder();
     let (places, _archive) = indexed_archive(folder.path());
