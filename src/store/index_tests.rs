@@ -204,6 +204,8 @@ fn no_command_lists_an_archive_whose_index_is_right() {
         Absence::Proven
     );
     reader.lineage(&[]).unwrap();
+    let mut rounds = archive.rounds(None).unwrap();
+    while !rounds.step().unwrap().is_round_done {}
     let name = places.completed_wals.file_name().unwrap().to_string_lossy();
     let listed = disk.log().into_iter();
     assert_eq!(

@@ -124,6 +124,15 @@ impl ArchiveListing {
         }
     }
 
+    /// The files from this name on, in order, so many of them at most.
+    pub(super) fn starting_at(&self, first: Option<WalFileName>, most: usize) -> Vec<WalFileName> {
+        let mut names: Vec<WalFileName> =
+            first.filter(|it| self.contains(*it)).into_iter().collect();
+        names.extend(self.behind(first, most));
+        names.truncate(most);
+        names
+    }
+
     /// The files behind this one, in order, so many of them at most.
     pub(super) fn behind(&self, after: Option<WalFileName>, most: usize) -> Vec<WalFileName> {
         let segments: Vec<SegmentName> = match after {

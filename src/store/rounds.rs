@@ -31,7 +31,7 @@ use super::health::Monitor;
 use super::partial::partial_names;
 use super::reading::WalReading;
 use super::sets::{BackupSets, SetError, SetsRound};
-use super::shared::{Archive, finished_names};
+use super::shared::Archive;
 use super::verify::note::VERIFIED_NAME;
 
 /// The note's name.
@@ -173,8 +173,8 @@ impl Rounds {
                     if from.is_none() {
                         clear_leftovers(&self.completed)?;
                     }
-                    let names = finished_names(&self.completed)?.into_keys();
-                    let mut names = names.filter(|name| from.is_none_or(|from| *name >= from));
+                    let listing = self.archive.shared.listing()?;
+                    let mut names = listing.starting_at(from, LISTED_MAX + 1).into_iter();
                     self.pending = names
                         .by_ref()
                         .take(LISTED_MAX)
