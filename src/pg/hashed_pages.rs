@@ -16,6 +16,29 @@ pub(crate) const HASHED_BYTES: usize = 32 * BLOCK_BYTES;
 /// How far ahead the disk is asked to read: a few of its longest requests at once for each that reads.
 pub(crate) const AHEAD_BYTES: u64 = 2 << 20;
 
+/// Has a slice of a file read piece by piece, and the disk read ahead of that; ends behind a piece that is short.
+pub(crate) fn each_piece<E>(
+    file: BorrowedFd<'_>,
+    slice: Range<u64>,
+    read: impl Fn(&mut [u8], u64) -> Result<usize, E>,
+    mut each: impl FnMut(&[u8], u64) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut buffer = vec![0; HASHED_BYTES];
+    files::read_ahead(file, slice.start..slice.end.min(slice.start + AHEAD_BYTES));
+    for offset in slice.clone().step_by(HASHED_BYTES) {
+        let ahead = offset + AHEAD_BYTES;
+        files::read_ahead(file, ahead..slice.end.min(ahead + HASHED_BYTES as u64));
+        let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
+        let piece = &mut buffer[..left.min(HASHED_BYTES)];
+        let read_bytes = read(piece, offset)?;
+        each(&piece[..read_bytes], offset)?;
+        if read_bytes < piece.len() {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// What was read of a file from its beginning on, up to where it could not be read.
 #[derive(Debug, Default)]
 pub(crate) struct HashedPages {
@@ -53,15 +76,9 @@ impl HashedPages {
         pages: &EqualParts,
         each: &impl Fn(&[u8], u64) -> Result<(), E>,
     ) -> Result<HashedPages, E> {
-        let (mut buffer, mut found) = (vec![0; HASHED_BYTES], HashedPages::default());
-        files::read_ahead(file, slice.start..slice.end.min(slice.start + AHEAD_BYTES));
-        for offset in slice.clone().step_by(HASHED_BYTES) {
-            let ahead = offset + AHEAD_BYTES;
-            files::read_ahead(file, ahead..slice.end.min(ahead + HASHED_BYTES as u64));
-            let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
-            let piece = &mut buffer[..left.min(HASHED_BYTES)];
-            let read_bytes = read_full(file, piece, offset).unwrap_or(0);
-            let read = &piece[..read_bytes];
+        let mut found = HashedPages::default();
+        let read_there = |piece: &mut [u8], offset| Ok(read_full(file, piece, offset).unwrap_or(0));
+        each_piece(file, slice, read_there, |read, offset| {
             each(read, offset)?;
             let first = found.digests.len();
             let blocks = read.chunks(BLOCK_BYTES);
@@ -72,10 +89,8 @@ impl HashedPages {
                     false => found.digest.update(block),
                 }
             }
-            if read_bytes < piece.len() {
-                break;
-            }
-        }
+            Ok(())
+        })?;
         Ok(found)
     }
 

@@ -71,17 +71,22 @@ fn indexed_archive(root: &Path) -> (ArchiveFolders, Archive) {
     (places, archive)
 }
 
-#[test]
-fn fault_280_an_index_says_what_a_listing_says_whoever_changes_the_folder() {
-    let folder = scratch_folder();
-    let places = new_archive(folder.path());
+/// An archive of one segment, the folder as others open it, and what keeps its index, which is right.
+fn kept_archive(root: &Path) -> (ArchiveFolders, Archive, Folder, (IndexKeeper, KeptIndex)) {
+    let places = new_archive(root);
     let archive = open(&places);
     assert_stored(&archive, &segment(3, 7));
     let keeper = IndexKeeper::start().unwrap();
-    let _kept = archive.keep_index(&keeper).unwrap();
+    let kept = archive.keep_index(&keeper).unwrap();
     let looked_at = completed(&places);
-    // Its own folder is a name, too.
     indexed(&looked_at);
+    (places, archive, looked_at, (keeper, kept))
+}
+
+#[test]
+fn fault_280_an_index_says_what_a_listing_says_whoever_changes_the_folder() {
+    let folder = scratch_folder();
+    let (places, archive, looked_at, _kept) = kept_archive(folder.path());
     let at = |name: &str| places.completed_wals.join(name);
     let steps: [&dyn Fn(); 7] = [
         &|| (4..40).for_each(|number| assert_stored(&archive, &segment(number, 7))),
@@ -122,13 +127,7 @@ fn fault_280_an_index_says_what_a_listing_says_whoever_changes_the_folder() {
 #[test]
 fn fault_280_nothing_is_written_into_a_folder_that_took_the_place() {
     let folder = scratch_folder();
-    let places = new_archive(folder.path());
-    let archive = open(&places);
-    assert_stored(&archive, &segment(3, 7));
-    let keeper = IndexKeeper::start().unwrap();
-    let _kept = archive.keep_index(&keeper).unwrap();
-    let looked_at = completed(&places);
-    indexed(&looked_at);
+    let (places, _archive, looked_at, _kept) = kept_archive(folder.path());
     let aside = places.completed_wals.with_extension("aside");
     fs::rename(&places.completed_wals, &aside).unwrap();
     fs::create_dir(&places.completed_wals).unwrap();

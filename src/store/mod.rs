@@ -45,8 +45,8 @@
 //! Both forms of a segment may be mixed; `finished` reads them for everybody, and only `folder` and `durable` know that
 //! a name may have two. A segment is packed on its way to the disk and unpacked again before it is acknowledged.
 //!
-//! There is no index and no journal: the directory listing is the content of the archive. A checksum shows
-//! whether a file has changed since its acknowledgement; a file without a checksum is believed. An
+//! There is no journal: the directory listing is the content of the archive, and the index of its names stands for a listing
+//! only while it says the same. A checksum shows whether a file has changed since its acknowledgement; a file without a checksum is believed. An
 //! administrator may copy finished files out with `cp` at any time.
 //!
 //! The marker holds `format` (1), `archive_id` (32 hexadecimal digits, the same in both

@@ -12,9 +12,8 @@ use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
 use super::list::HeldSet;
-use crate::files;
 use crate::files::slices::{PartDigest, SLICE_BYTES, in_slices};
-use crate::pg::hashed_pages::{AHEAD_BYTES, HASHED_BYTES};
+use crate::pg::hashed_pages::each_piece;
 use crate::pg::manifest::{Checksum, FileEntry, ListedDigest};
 use crate::pg::old_files::BLOCK_BYTES;
 
@@ -81,20 +80,8 @@ impl HeldSet {
         slice: Range<u64>,
         each: EachPiece<'_>,
     ) -> Result<(), SetError> {
-        let mut buffer = vec![0; HASHED_BYTES];
-        files::read_ahead(file, slice.start..slice.end.min(slice.start + AHEAD_BYTES));
-        for offset in slice.clone().step_by(HASHED_BYTES) {
-            let ahead = offset + AHEAD_BYTES;
-            files::read_ahead(file, ahead..slice.end.min(ahead + HASHED_BYTES as u64));
-            let left = usize::try_from(slice.end - offset).unwrap_or(HASHED_BYTES);
-            let piece = &mut buffer[..left.min(HASHED_BYTES)];
-            let read_bytes = self.read_piece(file, piece, offset, shown)?;
-            each(&piece[..read_bytes], offset)?;
-            if read_bytes < piece.len() {
-                break;
-            }
-        }
-        Ok(())
+        let read = |piece: &mut [u8], offset| self.read_piece(file, piece, offset, shown);
+        each_piece(file, slice, read, each)
     }
 }
 
