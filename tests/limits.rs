@@ -8,6 +8,7 @@ use walmgr_protocol::message::{ErrorCode, Message, MessageKind};
 use walmgr_protocol::names::WalFileName;
 
 use crate::support::peer::{Peer, commit, data, offer_of};
+use crate::support::place::below_but_index;
 use crate::support::{Site, wait_for};
 
 mod admission;
@@ -53,12 +54,8 @@ fn offer_payload(name: &[u8]) -> Vec<u8> {
 fn fault_89_a_name_that_is_no_wal_file_is_refused_and_nothing_is_created() {
     let site = plain_site();
     let everything = || {
-        let mut found = std::process::Command::new("find");
-        // The index of names is written when the receiver has time.
-        let found = found
-            .arg(site.home().path())
-            .args(["!", "-path", "*/.names*"]);
-        crate::support::run(found).unwrap()
+        let found = below_but_index(site.home().path());
+        found.into_keys().collect::<Vec<_>>()
     };
     let before = everything();
     let long = "0".repeat(300);

@@ -154,7 +154,12 @@ fn fault_230_a_disk_that_fills_up_on_the_way_leaves_the_old_directory() {
     let data = site.home().join("restored");
     let scene = OldScene::new(site, &data, &mut dice);
     for words in [&BESIDE[..], &IN_PLACE] {
-        for (call, count) in [("pwrite64", 1), ("pwrite64", 40), ("mkdirat", 3)] {
+        // Threads write side by side: whichever meets the end of the room first says so.
+        for (call, count) in [1, 10, 25, 40]
+            .map(|count| ("pwrite64", count))
+            .into_iter()
+            .chain([("mkdirat", 3)])
+        {
             scene.begin();
             let strace = Strace::available().unwrap().unprivileged();
             let strace = strace.inject(&format!("{call}:error=ENOSPC:when={count}+"));

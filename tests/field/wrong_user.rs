@@ -3,10 +3,10 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::place::server_user;
+use crate::support::place::{below_but_index, server_user};
 use crate::support::{Output, Site, TempDir, walmgr_binary};
 
 /// `nobody`, on every Linux.
@@ -22,18 +22,11 @@ fn walmgr_as(user: u32, folder: &Path, words: &[&str]) -> Output {
 }
 
 /// The owner of everything below a folder.
-fn owners(folder: &Path) -> Vec<(std::path::PathBuf, u32)> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let metadata = std::fs::symlink_metadata(&path).unwrap();
-        found.push((path.clone(), metadata.uid()));
-        if metadata.is_dir() {
-            found.extend(owners(&path));
-        }
-    }
-    found.sort();
+fn owners(folder: &Path) -> Vec<(PathBuf, u32)> {
+    let found = below_but_index(folder).into_iter();
     found
+        .map(|(path, metadata)| (path, metadata.uid()))
+        .collect()
 }
 
 /// What a command does for somebody who does not own what it would write.

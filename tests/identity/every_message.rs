@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -18,7 +19,7 @@ use crate::support::cluster::is_alive;
 use crate::support::dice::Dice;
 use crate::support::hostile::{Key, hello_of};
 use crate::support::peer::{frame_of, hello_bytes, read_arrived};
-use crate::support::place::{TempDir, server_user};
+use crate::support::place::{TempDir, below_but_index, server_user};
 use crate::support::receiver::Receiver;
 use crate::support::{Site, soak};
 
@@ -47,27 +48,15 @@ pub fn any_order(dice: &mut Dice) -> Vec<(u16, Message)> {
     order
 }
 
-/// What is in a folder: lengths, times, and which file it is; without the index of names, which the receiver writes in its own
-/// time.
+/// What is in a folder: lengths, times, and which file it is.
 pub fn state_of(folder: &Path) -> BTreeMap<PathBuf, (u64, SystemTime, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    let mut state = BTreeMap::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let metadata = std::fs::symlink_metadata(&path).unwrap();
-            if path.ends_with("logs.complete/.names") {
-                continue;
-            }
-            if metadata.is_dir() {
-                folders.push(path.clone());
-            }
+    let found = below_but_index(folder).into_iter();
+    found
+        .map(|(path, metadata)| {
             let modified = metadata.modified().unwrap();
-            state.insert(path, (metadata.len(), modified, metadata.ino()));
-        }
-    }
-    state
+            (path, (metadata.len(), modified, metadata.ino()))
+        })
+        .collect()
 }
 
 /// Introduces itself and says all of this without waiting for an answer; the one that comes.

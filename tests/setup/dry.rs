@@ -6,36 +6,23 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::support::place::server_user;
+use crate::support::place::{below_but_index, server_user};
 use crate::support::{Cluster, Site};
 
 /// Everything about every file below a folder, but what the server and the receiver write in their own time.
 fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, i64, i64, Vec<u8>)> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let status = fs::symlink_metadata(&path).unwrap();
-            if status.is_dir() {
-                folders.push(path.clone());
-            }
-            let in_its_own_time = ["receiver.log", "index", ".names"];
-            if path
-                .file_name()
-                .is_some_and(|name| in_its_own_time.iter().any(|own| name == *own))
-            {
-                continue;
-            }
+    let found = below_but_index(folder).into_iter();
+    let found = found.filter(|(path, _)| !path.ends_with("receiver.log"));
+    found
+        .map(|(path, status)| {
             let content = match status.is_file() {
                 true => fs::read(&path).unwrap(),
                 false => Vec::new(),
             };
             let time = (status.mtime(), status.mtime_nsec());
-            found.insert(path, (status.mode(), status.uid(), time.0, time.1, content));
-        }
-    }
-    found
+            (path, (status.mode(), status.uid(), time.0, time.1, content))
+        })
+        .collect()
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! Never places anything below the checkout, which may lie under a private home directory.
 //! Invariant: a `TempDir` and everything in it is gone when it is dropped.
 
+use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,26 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use super::run;
+
+/// All that is below a folder, but the index of an archive's names: the receiver writes that when it has time.
+pub fn below_but_index(folder: &Path) -> BTreeMap<PathBuf, Metadata> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.ends_with("logs.complete/.names") {
+                continue;
+            }
+            let metadata = std::fs::symlink_metadata(&path).unwrap();
+            if metadata.is_dir() {
+                folders.push(path.clone());
+            }
+            found.insert(path, metadata);
+        }
+    }
+    found
+}
 
 /// A folder directly below `/tmp`, short enough for Unix sockets, mode 0755.
 ///

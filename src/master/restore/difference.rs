@@ -16,8 +16,8 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
@@ -229,30 +229,38 @@ impl Difference {
 
     /// What there is of these files. Ends soon when it is over.
     fn compare(&self, range: Range<usize>, is_over: &AtomicBool) -> Result<Vec<FileStanding>> {
-        let next = AtomicUsize::new(range.start);
+        // The first is the one to tell of: the others end because of it.
+        let (next, first_fault) = (AtomicUsize::new(range.start), OnceLock::new());
         let run = || {
             let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
             let mut standings = Vec::new();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= range.end || is_over.load(Ordering::Relaxed) {
-                    return Ok::<_, CommandError>(standings);
+                    return standings;
                 }
                 let file = &self.files[number];
-                let standing = self.judge(file, &mut tree, &mut buffer, is_over);
-                let standing = standing.inspect_err(|_| is_over.store(true, Ordering::Relaxed))?;
-                standings.push((number, standing));
+                match self.judge(file, &mut tree, &mut buffer, is_over) {
+                    Ok(standing) => standings.push((number, standing)),
+                    Err(fault) => {
+                        let _ = first_fault.set(fault);
+                        is_over.store(true, Ordering::Relaxed);
+                    }
+                }
             }
         };
         let mut all = std::thread::scope(|scope| {
             let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(run)).collect();
-            let mut all = run()?;
+            let mut all = run();
             for other in others {
                 let lost = |_| CommandError::retry("wait for a thread that compares");
-                all.extend(other.join().map_err(lost)??);
+                all.extend(other.join().map_err(lost)?);
             }
             Ok::<_, CommandError>(all)
         })?;
+        if let Some(fault) = first_fault.into_inner() {
+            return Err(fault);
+        }
         all.sort_by_key(|(number, _)| *number);
         Ok(all.into_iter().map(|(_, standing)| standing).collect())
     }
@@ -464,7 +472,9 @@ impl Difference {
 fn go_on(is_over: &AtomicBool) -> Result<()> {
     match is_over.load(Ordering::Relaxed) {
         false => Ok(()),
-        true => Err(CommandError::retry("go on comparing the old directory")),
+        true => Err(CommandError::retry(
+            "the comparison of the old directory is over",
+        )),
     }
 }
 
