@@ -134,7 +134,7 @@ impl Site {
         let offer = Offer {
             name,
             size,
-            crc32: push::digest(file, size).expect("the file can be read"),
+            crc32: Some(push::digest(file, size).expect("the file can be read")),
             verify: WireVerify::Records,
         };
         let outcome = push::push(&mut connection.wire, Arc::clone(file), offer, blocks).await;

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 type Said = Vec<(String, Vec<u8>)>;
 
 /// CRC-32 of the file of each release, in the order of their names.
-const RELEASES: [(&str, u32); 1] = [("4.0.0-alpha.1", 0x80C69F6B)];
+const RELEASES: [(&str, u32); 1] = [("4.0.0-alpha.1", 0x996B245D)];
 
 /// The files of the releases, by release.
 fn golden_files() -> BTreeMap<String, String> {
@@ -148,7 +148,15 @@ fn fault_98_this_version_recorded_every_kind_with_every_field_set() {
             .map(|(_, bytes)| frame(&mut BytesMut::from(&bytes[..])))
             .map(|frame| format!("{:?},", frame.unwrap().unwrap().message))
             .collect();
-        let is_set = |message: &String| !unset.iter().any(|unset| message.contains(unset));
+        // An announcement is an offer that lacks just this.
+        let without = |message: &String| match kind {
+            MessageKind::Announcement => message.replacen("crc32: None, ", "", 1),
+            _ => message.clone(),
+        };
+        let is_set = |message: &String| {
+            let message = without(message);
+            !unset.iter().any(|unset| message.contains(unset))
+        };
         assert!(shown.iter().any(is_set), "{name}: {shown:#?}");
     }
     for name in ["hello-of-a-master", "hello-of-a-tool", "welcome", "refusal"] {

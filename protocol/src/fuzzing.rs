@@ -153,16 +153,19 @@ pub fn sample_messages() -> Vec<Message> {
             after: None,
             limit: 0,
         }),
+        Message::ChecksumRequest,
         Message::Ping,
         Message::Pong,
         Message::Goodbye,
     ];
     if let (Ok(name), Ok(history)) = (segment.parse(), "00000002.history".parse()) {
-        messages.push(Message::Offer(crate::message::Offer {
-            name,
-            size: digest.size,
-            crc32: digest.crc32,
-            verify: crate::message::WireVerify::Records,
+        messages.extend([Some(digest.crc32), None].map(|crc32| {
+            Message::Offer(crate::message::Offer {
+                name,
+                size: digest.size,
+                crc32,
+                verify: crate::message::WireVerify::Records,
+            })
         }));
         messages.push(Message::List(List {
             entries: vec![(history, 42), (name, 16 << 20)],

@@ -77,15 +77,15 @@ pub enum WireVerify {
 }
 
 /// A file the client wants stored. Answered by [`Message::Have`], [`Message::Stored`],
-/// [`Message::Conflict`] or [`Message::Error`].
+/// [`Message::Conflict`], [`Message::ChecksumRequest`] or [`Message::Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
     /// Its name in the archive.
     pub name: WalFileName,
     /// Its size in bytes.
     pub size: u64,
-    /// CRC-32 of its content.
-    pub crc32: u32,
+    /// CRC-32 of its content; none if it was not taken yet. Nothing that is stored can be compared with that.
+    pub crc32: Option<u32>,
     /// How closely to look at it.
     pub verify: WireVerify,
 }
@@ -195,6 +195,8 @@ pub enum Message {
     SetupDone(SetupDone),
     /// A file the client wants stored.
     Offer(Offer),
+    /// Something is stored under the name: offer it with its checksum.
+    ChecksumRequest,
     /// Send it, from here on.
     Have(Have),
     /// A block of it.
@@ -249,7 +251,11 @@ impl Message {
         match self {
             Message::Setup => MessageKind::Setup,
             Message::SetupDone(_) => MessageKind::SetupDone,
-            Message::Offer(_) => MessageKind::Offer,
+            Message::Offer(offer) => match offer.crc32 {
+                Some(_) => MessageKind::Offer,
+                None => MessageKind::Announcement,
+            },
+            Message::ChecksumRequest => MessageKind::ChecksumRequest,
             Message::Have(_) => MessageKind::Have,
             Message::Data(_) => MessageKind::Data,
             Message::Commit(_) => MessageKind::Commit,
@@ -282,6 +288,7 @@ impl Message {
             | Message::Ping
             | Message::Pong
             | Message::Goodbye
+            | Message::ChecksumRequest
             | Message::OverviewRequest => {}
             Message::SetupDone(done) => {
                 out.put_u8(u8::from(done.newly_bound));
@@ -290,7 +297,9 @@ impl Message {
             Message::Offer(offer) => {
                 put_string(out, &offer.name.to_string());
                 out.put_u64_le(offer.size);
-                out.put_u32_le(offer.crc32);
+                if let Some(crc32) = offer.crc32 {
+                    out.put_u32_le(crc32);
+                }
                 out.put_u8(offer.verify as u8);
             }
             Message::Have(have) => {
@@ -359,9 +368,16 @@ impl Message {
             MessageKind::Offer => Message::Offer(Offer {
                 name: fields.name()?.parse()?,
                 size: fields.u64()?,
-                crc32: fields.u32()?,
+                crc32: Some(fields.u32()?),
                 verify: fields.verify()?,
             }),
+            MessageKind::Announcement => Message::Offer(Offer {
+                name: fields.name()?.parse()?,
+                size: fields.u64()?,
+                crc32: None,
+                verify: fields.verify()?,
+            }),
+            MessageKind::ChecksumRequest => Message::ChecksumRequest,
             MessageKind::Have => Message::Have(Have {
                 prefix_bytes: fields.u64()?,
                 prefix_crc32: fields.u32()?,

@@ -147,12 +147,10 @@ impl Receiving {
             crc32: crc32fast::hash(bytes),
         };
         match &archive.stored {
+            Some(_) if offer.crc32.is_none() => Held::Unknown,
             Some(stored)
-                if digest(stored)
-                    == (Digest {
-                        size: offer.size,
-                        crc32: offer.crc32,
-                    }) =>
+                if (stored.len() as u64, Some(crc32fast::hash(stored)))
+                    == (offer.size, offer.crc32) =>
             {
                 Held::Same(Proof(offer.name, digest(stored)))
             }
@@ -169,6 +167,17 @@ impl Receiving {
 fn connection(
     source: &[u8],
     level: u8,
+    archive: &mut Archive,
+    harm: (Harm, Harm),
+) -> (Option<Outcome>, usize) {
+    let crc32 = Some(crc32fast::hash(source));
+    connection_with(crc32, (source, level), archive, harm)
+}
+
+/// The same with another checksum in the offer, or with none.
+fn connection_with(
+    crc32: Option<u32>,
+    (source, level): (&[u8], u8),
     archive: &mut Archive,
     (there, back): (Harm, Harm),
 ) -> (Option<Outcome>, usize) {
@@ -189,7 +198,7 @@ fn connection(
     let (mut sender, mut action) = Sender::start(Offer {
         name: NAME.parse().unwrap(),
         size: source.len() as u64,
-        crc32: crc32fast::hash(source),
+        crc32,
         verify: WireVerify::Off,
     });
     loop {
@@ -197,6 +206,10 @@ fn connection(
         let mut next = None;
         match action {
             SenderAction::Send(message) => encoder.encode(1, &message, &mut out),
+            SenderAction::TakeChecksum => {
+                let taken = sender.checksum_taken(crc32fast::hash(source));
+                next = Some(taken.unwrap());
+            }
             SenderAction::HashPrefix(bytes) => {
                 let bytes = usize::try_from(bytes).unwrap();
                 let crc32 = crc32fast::hash(&source[..bytes]);
@@ -293,6 +306,56 @@ fn a_good_link_stores_the_file_packed_or_not() {
             sent_again < 100 && sent > 1000,
             "an identical file is not sent again"
         );
+    }
+}
+
+#[test]
+fn a_checksum_is_asked_for_only_where_the_name_is_held() {
+    let good = (Harm::None, Harm::None);
+    for whole in [source(), Vec::new()] {
+        let mut archive = Archive::default();
+        let (outcome, sent) = connection_with(None, (&whole, 0), &mut archive, good);
+        assert_eq!(outcome, Some(Outcome::Stored));
+        assert_eq!(archive.stored.as_ref(), Some(&whole));
+        let (again, sent_again) = connection_with(None, (&whole, 0), &mut archive, good);
+        assert_eq!(again, Some(Outcome::Stored));
+        assert!(sent_again < 150, "{sent_again} of {sent} bytes");
+    }
+    let mut archive = Archive {
+        stored: Some(b"first".to_vec()),
+        prefix: Vec::new(),
+    };
+    let (outcome, sent) = connection_with(None, (&source(), 0), &mut archive, good);
+    assert!(matches!(
+        outcome,
+        Some(Outcome::Conflict(Digest { size: 5, .. }))
+    ));
+    assert!(sent < 150, "{sent} bytes");
+    assert_eq!(archive.stored, Some(b"first".to_vec()));
+    let whole = source();
+    for held in [1, BLOCK, whole.len()] {
+        let mut archive = Archive {
+            stored: None,
+            prefix: whole[..held].to_vec(),
+        };
+        let (outcome, _) = connection_with(None, (&whole, 1), &mut archive, good);
+        assert_eq!(outcome, Some(Outcome::Stored), "with {held} bytes held");
+        assert_eq!(archive.stored.as_ref(), Some(&whole));
+    }
+}
+
+#[test]
+fn fault_21_without_a_checksum_offered_a_cut_session_leaves_nothing_wrong() {
+    let whole = source();
+    let good = (Harm::None, Harm::None);
+    let (_, total) = connection_with(None, (&whole, 0), &mut Archive::default(), good);
+    for at in 0..total {
+        let mut archive = Archive::default();
+        let harm = (Harm::CutAt(at), Harm::None);
+        let (outcome, _) = connection_with(None, (&whole, 0), &mut archive, harm);
+        assert_eq!(outcome, None, "cut at {at}");
+        stored_once(&archive, &whole);
+        retry_succeeds(&mut archive, &whole);
     }
 }
 
@@ -447,7 +510,7 @@ fn fault_29_acknowledgement_of_another_file_is_not_believed() {
     let (mut sender, _) = Sender::start(Offer {
         name: NAME.parse().unwrap(),
         size: 4,
-        crc32: 0,
+        crc32: Some(0),
         verify: WireVerify::Off,
     });
     assert!(
@@ -461,7 +524,7 @@ fn fault_9_a_source_that_changes_while_it_is_read_is_not_committed() {
     let (mut sender, _) = Sender::start(Offer {
         name: NAME.parse().unwrap(),
         size: 4,
-        crc32: crc32fast::hash(b"abcd"),
+        crc32: Some(crc32fast::hash(b"abcd")),
         verify: WireVerify::Off,
     });
     let none = Have {
@@ -478,11 +541,35 @@ fn fault_9_a_source_that_changes_while_it_is_read_is_not_committed() {
 }
 
 #[test]
+fn fault_9_a_source_that_is_seen_to_change_is_not_committed() {
+    let (mut sender, _) = Sender::start(Offer {
+        name: NAME.parse().unwrap(),
+        size: 4,
+        crc32: None,
+        verify: WireVerify::Off,
+    });
+    let none = Have {
+        prefix_bytes: 0,
+        prefix_crc32: 0,
+    };
+    let begins = sender.received(Message::Have(none)).unwrap();
+    assert_eq!(begins, SenderAction::SendFrom(0));
+    sender.block_sent(3).unwrap();
+    // Of another length than was offered.
+    let end = sender.clone().source_ended(crc32fast::hash(b"abc"));
+    assert_eq!(end.unwrap(), SenderAction::Finish(Outcome::SourceChanged));
+    sender.block_sent(1).unwrap();
+    let end = sender.source_changed().unwrap();
+    assert_eq!(end, SenderAction::Finish(Outcome::SourceChanged));
+    assert!(sender.received(Message::Have(none)).is_err());
+}
+
+#[test]
 fn blocks_out_of_order_or_beyond_the_offer_end_the_connection() {
     let offer = Offer {
         name: NAME.parse().unwrap(),
         size: 10,
-        crc32: 0,
+        crc32: Some(0),
         verify: WireVerify::Off,
     };
     let block = |offset, raw_bytes| {

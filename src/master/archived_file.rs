@@ -6,6 +6,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use walmgr_protocol::hello::Welcome;
@@ -20,7 +21,7 @@ use crate::files::FileId;
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
-use crate::master::push::{self, Blocks};
+use crate::master::push::{self, Blocks, Pushed, PushedFile};
 use crate::pg::layout;
 use crate::transport::connect::{Connection, ReceiverTarget, refused};
 use crate::wal::page::LONG_HEADER_BYTES;
@@ -44,6 +45,12 @@ pub(super) struct SourceStamp {
     pub changed: (i64, i64),
 }
 
+/// The system stamps a change with the time of its last tick; none lets more than 10 ms pass between two.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The same of a file system that keeps whole seconds, or two of them.
+const TICK_OF_SECONDS: Duration = Duration::from_secs(3);
+
 impl SourceStamp {
     /// Of a file that is open, or that a path led to.
     pub(super) fn of(metadata: &Metadata) -> SourceStamp {
@@ -52,6 +59,27 @@ impl SourceStamp {
             size: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether it may be written to after `now` without another stamp.
+    pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.changed;
+        let changed = u64::try_from(seconds)
+            .ok()
+            .zip(u32::try_from(nanoseconds).ok());
+        let changed = changed.map(|(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
+        match (now.duration_since(SystemTime::UNIX_EPOCH), changed) {
+            // A clock that was set back says nothing until it has caught up a little.
+            (Ok(now), Some(changed)) => {
+                let tick = if changed.subsec_nanos() == 0 {
+                    TICK_OF_SECONDS
+                } else {
+                    TICK
+                };
+                now.abs_diff(changed) < tick
+            }
+            _ => false,
         }
     }
 }
@@ -63,6 +91,8 @@ pub(super) struct ArchivedFile {
     pub name: WalFileName,
     /// The file as it was opened.
     pub stamp: SourceStamp,
+    /// Whether every change since then shows in the stamp.
+    is_settled: bool,
     /// Whose it is.
     pub facts: ClusterFacts,
 }
@@ -85,15 +115,19 @@ impl ArchivedFile {
                     .map_err(|error| error.hint(OPEN_HINT));
             }
         };
+        // Before the stamp is taken: what is written behind it gets a later time than this, but for a tick.
+        let now = SystemTime::now();
         let metadata = file.metadata().at(Kind::Retry, "look at", path)?;
         if !metadata.is_file() {
             return Err(not_a_file(path, "a directory, a pipe or a device"));
         }
         let facts = ClusterFacts::read(config)?;
+        let stamp = SourceStamp::of(&metadata);
         let mut source = ArchivedFile {
             file: Arc::new(file),
             name,
-            stamp: SourceStamp::of(&metadata),
+            stamp,
+            is_settled: !stamp.is_fresh(now),
             facts,
         };
         source.check(path)?;
@@ -175,9 +209,20 @@ impl ArchivedFile {
         (self.file.metadata().ok().as_ref()).map(SourceStamp::of)
     }
 
-    /// Starts to take its checksum, which an offer needs.
-    pub(super) fn start_digest(&self) -> impl Future<Output = Result<u32>> + use<> {
-        push::start_digest(&self.file, self.stamp.size)
+    /// Starts to take its checksum, if the stamp alone cannot tell of a change.
+    ///
+    /// A file is not to be stored if it changed since it was opened and looked at. Whatever is written to it after that
+    /// moves its stamp, except within the tick of its last change before: so the stamp of a file that was last changed
+    /// longer ago is compared when all was read, and that of another one is not enough. That one is read twice, and has
+    /// to have the same checksum both times.
+    pub(super) fn start_digest(&self) -> impl Future<Output = Result<Option<u32>>> + use<> {
+        let digest = (!self.is_settled).then(|| push::start_digest(&self.file, self.stamp.size));
+        async {
+            match digest {
+                Some(digest) => digest.await.map(Some),
+                None => Ok(None),
+            }
+        }
     }
 
     /// Connects to the receiver and pushes it.
@@ -186,7 +231,8 @@ impl ArchivedFile {
         let crc32 = self.start_digest();
         let mut connection = self.connect(config).await?;
         let crc32 = crc32.await?;
-        self.push_over(config, &mut connection, crc32).await
+        let pushed = self.push_over(config, &mut connection, crc32).await?;
+        Ok(pushed.outcome)
     }
 
     /// A connection of its cluster.
@@ -201,8 +247,8 @@ impl ArchivedFile {
         &self,
         config: &MasterConfig,
         connection: &mut Connection,
-        crc32: u32,
-    ) -> Result<Outcome> {
+        crc32: Option<u32>,
+    ) -> Result<Pushed> {
         let most = connection.welcome.block_bytes_max;
         if let WalFileName::Segment(_) | WalFileName::Partial(_) = self.name {
             let wire = &mut connection.wire;
@@ -215,7 +261,11 @@ impl ArchivedFile {
             crc32,
             verify: verify(config),
         };
-        push::push(&mut connection.wire, Arc::clone(&self.file), offer, blocks).await
+        let source = PushedFile {
+            file: Arc::clone(&self.file),
+            is_unchanged: &|| self.stamp_now() == Some(self.stamp),
+        };
+        push::push_watched(&mut connection.wire, source, offer, blocks).await
     }
 
     /// How the file travels. What the standby stores packed costs both hosts the least if it is packed here: the

@@ -155,7 +155,7 @@ async fn push_one(
     let offer = Offer {
         name,
         size,
-        crc32,
+        crc32: Some(crc32),
         verify: WireVerify::Records,
     };
     match push::push(wire, Arc::new(file), offer, blocks).await? {

@@ -1,4 +1,4 @@
-//! The push flow from the master's side: one file, from its digest to its acknowledgement.
+//! The push flow from the master's side: one file, from its offer to its acknowledgement.
 //! Never holds the file in memory: blocks pass from reading threads to the socket through
 //! bounded queues. Invariant: `Stored` is returned only for the bytes that were offered.
 
@@ -32,8 +32,7 @@ pub fn digest(file: &File, bytes: u64) -> std::io::Result<u32> {
     Ok(hash(file, 0..bytes)?.finalize())
 }
 
-/// Starts two threads on the same at once, one for each half: nothing can be offered before the
-/// answer is known.
+/// Starts two threads on the same at once, one for each half: nothing goes on before the answer is known.
 pub(crate) fn start_digest(
     file: &Arc<File>,
     bytes: u64,
@@ -68,14 +67,40 @@ fn hash(file: &File, range: Range<u64>) -> std::io::Result<crc32fast::Hasher> {
     Ok(crc)
 }
 
-/// Offers the file and sends what the receiver lacks of it.
+/// Offers the file and sends what the receiver lacks of it. The offer has to have its checksum.
 pub async fn push(
     wire: &mut Wire,
     file: Arc<File>,
     offer: Offer,
     blocks: Blocks,
 ) -> Result<Outcome> {
-    let whole = (offer.size, offer.crc32);
+    let is_unchanged = &|| offer.crc32.is_some();
+    let source = PushedFile { file, is_unchanged };
+    Ok(push_watched(wire, source, offer, blocks).await?.outcome)
+}
+
+/// A file that is pushed.
+pub(in crate::master) struct PushedFile<'a> {
+    pub file: Arc<File>,
+    /// Whether it still is what it was when its offer was made. Asked behind its last byte, before the commit.
+    pub is_unchanged: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What came of a push.
+pub(in crate::master) struct Pushed {
+    pub outcome: Outcome,
+    /// The CRC-32 that was offered or committed, if it got that far.
+    pub crc32: Option<u32>,
+}
+
+/// The same for a file that is watched: its offer needs no checksum, and one that changed is not committed.
+pub(in crate::master) async fn push_watched(
+    wire: &mut Wire,
+    PushedFile { file, is_unchanged }: PushedFile<'_>,
+    offer: Offer,
+    blocks: Blocks,
+) -> Result<Pushed> {
+    let size = offer.size;
     let (mut sender, mut action) = Sender::start(offer);
     // Of the part that the receiver holds.
     let mut prefix_crc32 = 0;
@@ -85,10 +110,14 @@ pub async fn push(
                 wire.send(CHANNEL, &message).await?;
                 None
             }
+            SenderAction::TakeChecksum => {
+                let crc32 = start_digest(&file, size).await?;
+                Some(sender.checksum_taken(crc32)?)
+            }
             SenderAction::HashPrefix(bytes) => {
-                prefix_crc32 = match bytes == whole.0 {
-                    true => whole.1,
-                    false => start_digest(&file, bytes).await?,
+                prefix_crc32 = match sender.checksum().filter(|_| bytes == size) {
+                    Some(crc32) => crc32,
+                    None => start_digest(&file, bytes).await?,
                 };
                 Some(sender.prefix_hashed(prefix_crc32)?)
             }
@@ -98,11 +127,15 @@ pub async fn push(
                     offset,
                 );
                 match send_from(wire, &file, (offset, crc), blocks, &mut sender).await? {
-                    Sent::All(crc32) => Some(sender.source_ended(crc32)?),
+                    Sent::All(crc32) if is_unchanged() => Some(sender.source_ended(crc32)?),
+                    Sent::All(_) => Some(sender.source_changed()?),
                     Sent::Interrupted(message) => Some(on_channel(sender.received(*message))?),
                 }
             }
-            SenderAction::Finish(outcome) => return Ok(outcome),
+            SenderAction::Finish(outcome) => {
+                let crc32 = sender.checksum();
+                return Ok(Pushed { outcome, crc32 });
+            }
         };
         action = match next {
             Some(action) => action,

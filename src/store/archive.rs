@@ -179,6 +179,14 @@ impl Archive {
         self.shared.monitor.watch(held)
     }
 
+    /// Whether something is stored under a name, whatever it is.
+    pub fn is_held(&self, name: &WalFileName) -> Result<bool, StoreError> {
+        self.shared.monitor.check()?;
+        let guard = self.shared.names.lock(*name);
+        let found = Existing::open(&self.shared.completed, guard.name());
+        Ok(self.shared.monitor.watch(found)?.is_some())
+    }
+
     /// Stores the segments that come from here on in this form.
     pub fn set_compression(&self, form: StoreCompression) {
         let compression = self.shared.compression.write();

@@ -317,7 +317,7 @@ pub fn offer_of(name: WalFileName, content: &[u8]) -> Offer {
     Offer {
         name,
         size: content.len() as u64,
-        crc32: crc32fast::hash(content),
+        crc32: Some(crc32fast::hash(content)),
         verify: WireVerify::Records,
     }
 }

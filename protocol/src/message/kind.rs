@@ -82,6 +82,8 @@ kinds! {
         Commit = 34, "a commit";
         Stored = 35, "an acknowledgement";
         Conflict = 36, "a conflict";
+        Announcement = 37, "an offer without a checksum";
+        ChecksumRequest = 38, "a question for a checksum";
     }
     Backup {
         BackupBegin = 48, "a request for a backup";

@@ -3,10 +3,20 @@
 //! shown, and the sender believes only one that names the bytes it offered.
 //!
 //! ```text
-//! sender:    Start ─▶ Offered ─┬─▶ Hashing ─▶ Sending ─▶ Committed ─▶ Done
-//!                              └───────────────▲ (nothing held)
+//! sender:    Start ─▶ Offered ───┬─▶ Hashing ─▶ Sending ─▶ Committed ─▶ Done
+//!              │        ▲ Summing ├───────────────▲ (nothing held)
+//!              │        └────▲    │
+//!              └─▶ Announced ┴────┘ (without a checksum; Summing where the name is held)
 //! receiver:  Idle ─▶ Looking ─▶ Receiving ─▶ Sealing ─▶ Idle
 //! ```
+//!
+//! # Offers without a checksum
+//!
+//! To take a checksum before the offer is to read the file twice. What it is good for there is a name that is held: only
+//! then the receiver asks for it, and the sender offers again. For a new name the commit carries the checksum of what was
+//! read and sent; the receiver compares it with that of what arrived, and acknowledges it. Two readings that agree had
+//! also shown that the file stayed the same between them; whoever offers none has to see that in another way, before it
+//! says that the source ended, or says that it changed ([`Sender::source_changed`]).
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::{
@@ -48,6 +58,8 @@ pub enum Outcome {
 pub enum SenderAction {
     /// Send this on the channel.
     Send(Message),
+    /// Take the checksum of the whole source and feed [`Sender::checksum_taken`].
+    TakeChecksum,
     /// Hash this many bytes from the source's beginning and feed [`Sender::prefix_hashed`].
     HashPrefix(u64),
     /// Read the source from this offset to its end, send each block, feed [`Sender::block_sent`]
@@ -59,6 +71,8 @@ pub enum SenderAction {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SenderState {
+    Announced,
+    Summing,
     Offered,
     Hashing(Have),
     Sending { next_offset: u64 },
@@ -67,7 +81,7 @@ enum SenderState {
 }
 
 /// The master's end of one upload.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sender {
     offer: Offer,
     state: SenderState,
@@ -80,7 +94,10 @@ impl Sender {
         (
             Sender {
                 offer,
-                state: SenderState::Offered,
+                state: match offer.crc32 {
+                    Some(_) => SenderState::Offered,
+                    None => SenderState::Announced,
+                },
             },
             action,
         )
@@ -91,6 +108,10 @@ impl Sender {
         match (self.state, message) {
             (SenderState::Done, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => Ok(self.finish(Outcome::Refused(error))),
+            (SenderState::Announced, Message::ChecksumRequest) => {
+                self.state = SenderState::Summing;
+                Ok(SenderAction::TakeChecksum)
+            }
             (SenderState::Offered | SenderState::Committed, Message::Stored(stored)) => {
                 self.same_as_offered(stored.digest())?;
                 Ok(self.finish(Outcome::Stored))
@@ -98,9 +119,26 @@ impl Sender {
             (SenderState::Offered | SenderState::Committed, Message::Conflict(stored)) => {
                 Ok(self.finish(Outcome::Conflict(stored)))
             }
-            (SenderState::Offered, Message::Have(have)) => Ok(self.continue_from(have)),
+            (SenderState::Announced | SenderState::Offered, Message::Have(have)) => {
+                Ok(self.continue_from(have))
+            }
             (state, message) => Err(unexpected(&state, &message)),
         }
+    }
+
+    /// The checksum that was offered, or committed.
+    pub const fn checksum(&self) -> Option<u32> {
+        self.offer.crc32
+    }
+
+    /// The answer to [`SenderAction::TakeChecksum`].
+    pub fn checksum_taken(&mut self, crc32: u32) -> Result<SenderAction, Misuse> {
+        let SenderState::Summing = self.state else {
+            return Err(misuse(&self.state, "checksum_taken"));
+        };
+        self.offer.crc32 = Some(crc32);
+        self.state = SenderState::Offered;
+        Ok(SenderAction::Send(Message::Offer(self.offer)))
     }
 
     /// The answer to [`SenderAction::HashPrefix`].
@@ -135,11 +173,20 @@ impl Sender {
             size: next_offset,
             crc32,
         };
-        if found != self.digest() {
+        let offered = self.offer.crc32.get_or_insert(crc32);
+        if (found.size, found.crc32) != (self.offer.size, *offered) {
             return Ok(self.finish(Outcome::SourceChanged));
         }
         self.state = SenderState::Committed;
         Ok(SenderAction::Send(Message::Commit(found)))
+    }
+
+    /// The source is another one than when it was offered: nothing is committed.
+    pub fn source_changed(&mut self) -> Result<SenderAction, Misuse> {
+        let SenderState::Sending { .. } = self.state else {
+            return Err(misuse(&self.state, "source_changed"));
+        };
+        Ok(self.finish(Outcome::SourceChanged))
     }
 
     fn continue_from(&mut self, have: Have) -> SenderAction {
@@ -158,20 +205,13 @@ impl Sender {
     }
 
     fn same_as_offered(&self, found: Digest) -> Result<(), PeerMisbehaved> {
-        let offered = self.digest();
-        (found == offered)
+        let offered = (self.offer.size, self.offer.crc32);
+        ((found.size, Some(found.crc32)) == offered)
             .then_some(())
             .ok_or(PeerMisbehaved::OtherFile {
-                offered: (offered.size, offered.crc32),
+                offered: (offered.0, offered.1.unwrap_or_default()),
                 found: (found.size, found.crc32),
             })
-    }
-
-    fn digest(&self) -> Digest {
-        Digest {
-            size: self.offer.size,
-            crc32: self.offer.crc32,
-        }
     }
 
     fn finish(&mut self, outcome: Outcome) -> SenderAction {
@@ -183,7 +223,9 @@ impl Sender {
 impl Standing for SenderState {
     fn name(&self) -> &'static str {
         match self {
+            SenderState::Announced => "waiting for the answer to an offer without a checksum",
             SenderState::Offered => "waiting for the answer to an offer",
+            SenderState::Summing => "taking the checksum of a file",
             SenderState::Hashing(_) => "comparing what the receiver already holds",
             SenderState::Sending { .. } => "sending a file",
             SenderState::Committed => "waiting for the acknowledgement of a file",
@@ -193,13 +235,20 @@ impl Standing for SenderState {
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
+            SenderState::Announced => &[
+                MessageKind::ChecksumRequest,
+                MessageKind::Have,
+                MessageKind::Error,
+            ],
             SenderState::Offered => &[
                 MessageKind::Have,
                 MessageKind::Stored,
                 MessageKind::Conflict,
                 MessageKind::Error,
             ],
-            SenderState::Hashing(_) | SenderState::Sending { .. } => &[MessageKind::Error],
+            SenderState::Summing | SenderState::Hashing(_) | SenderState::Sending { .. } => {
+                &[MessageKind::Error]
+            }
             SenderState::Committed => &[
                 MessageKind::Stored,
                 MessageKind::Conflict,
@@ -217,6 +266,8 @@ pub enum Held<P> {
     Same(P),
     /// Another file.
     Other(Digest),
+    /// Some file, and the offer has no checksum to compare it with.
+    Unknown,
     /// Bytes from its beginning, possibly none.
     Prefix(Have),
 }
@@ -301,7 +352,7 @@ impl Receiver {
                 Message::Commit(digest),
             ) => {
                 let end = if begun { next_offset } else { held_bytes };
-                let offered = (offer.size, offer.crc32);
+                let offered = (offer.size, offer.crc32.unwrap_or(digest.crc32));
                 if (digest.size, digest.crc32) != offered || end != offer.size {
                     let found = (end, digest.crc32);
                     return Err(PeerMisbehaved::OtherFile { offered, found }.into());
@@ -338,6 +389,7 @@ impl Receiver {
         Ok(match held {
             Held::Same(proof) => ReceiverAction::Send(acknowledge(proof)),
             Held::Other(digest) => ReceiverAction::Send(Message::Conflict(*digest)),
+            Held::Unknown => ReceiverAction::Send(Message::ChecksumRequest),
             Held::Prefix(have) => {
                 let held_bytes = have.prefix_bytes;
                 self.state = ReceiverState::Receiving {
@@ -427,13 +479,18 @@ impl Standing for ReceiverState {
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ReceiverState::Idle => &[MessageKind::Offer, MessageKind::Error],
+            ReceiverState::Idle => &[
+                MessageKind::Offer,
+                MessageKind::Announcement,
+                MessageKind::Error,
+            ],
             ReceiverState::Looking(_) | ReceiverState::Sealing(_) => &[],
             ReceiverState::Receiving { .. } => {
                 &[MessageKind::Data, MessageKind::Commit, MessageKind::Error]
             }
             ReceiverState::Draining => &[
                 MessageKind::Offer,
+                MessageKind::Announcement,
                 MessageKind::Data,
                 MessageKind::Commit,
                 MessageKind::Error,
@@ -466,17 +523,19 @@ mod tests {
         Offer {
             name: "00000001000000020000009A".parse().unwrap(),
             size: 16 << 20,
-            crc32: 1,
+            crc32: Some(1),
             verify: WireVerify::Records,
         }
     }
 
-    fn senders() -> [SenderState; 5] {
+    fn senders() -> [SenderState; 7] {
         let have = Have {
             prefix_bytes: 1,
             prefix_crc32: 1,
         };
         [
+            SenderState::Announced,
+            SenderState::Summing,
             SenderState::Offered,
             SenderState::Hashing(have),
             SenderState::Sending { next_offset: 1 },
@@ -520,15 +579,30 @@ mod tests {
 
     #[test]
     fn a_driver_that_calls_out_of_turn_is_told_so() {
-        let [offered, hashing, sending, committed, done] = senders();
-        let elsewhere = [offered, sending, committed, done];
+        let [
+            announced,
+            summing,
+            offered,
+            hashing,
+            sending,
+            committed,
+            done,
+        ] = senders();
+        let elsewhere = [announced, offered, hashing, sending, committed, done];
+        assert_misused("checksum_taken", elsewhere, |state| {
+            sender(state).checksum_taken(1)
+        });
+        let elsewhere = [announced, offered, summing, sending, committed, done];
         assert_misused("prefix_hashed", elsewhere, |state| {
             sender(state).prefix_hashed(1)
         });
-        let elsewhere = [offered, hashing, committed, done];
+        let elsewhere = [announced, offered, summing, hashing, committed, done];
         assert_misused("block_sent", elsewhere, |state| sender(state).block_sent(1));
         assert_misused("source_ended", elsewhere, |state| {
             sender(state).source_ended(1)
+        });
+        assert_misused("source_changed", elsewhere, |state| {
+            sender(state).source_changed()
         });
         let [idle, looking, receiving, sealing, draining] = receivers();
         let elsewhere = [idle, receiving, sealing, draining];

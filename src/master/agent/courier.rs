@@ -11,8 +11,9 @@ use walmgr_protocol::names::TimelineId;
 use walmgr_protocol::session::push::Outcome;
 
 use super::shared::AgentShared;
-use crate::error::Result;
+use crate::error::{CommandError, Result};
 use crate::master::archived_file::{ArchivedFile, verdict};
+use crate::master::push::Pushed;
 use crate::transport::connect::Connection;
 
 /// A connection that was not used for so long is asked first whether its other end is there: something between the
@@ -60,16 +61,16 @@ impl Courier {
             None => source.connect(config).await?,
         };
         let crc32 = digest.await?;
-        let mut outcome = source.push_over(config, &mut connection, crc32).await;
+        let mut pushed = source.push_over(config, &mut connection, crc32).await;
         let is_final = matches!(
-            outcome,
+            pushed.as_ref().map(|pushed| &pushed.outcome),
             Ok(Outcome::Stored | Outcome::Conflict(_) | Outcome::SourceChanged)
         );
         if is_kept && !is_final {
             connection = source.connect(config).await?;
-            outcome = source.push_over(config, &mut connection, crc32).await;
+            pushed = source.push_over(config, &mut connection, crc32).await;
         }
-        let outcome = outcome?;
+        let Pushed { outcome, crc32 } = pushed?;
         if matches!(outcome, Outcome::Stored | Outcome::Conflict(_)) {
             self.kept = Some(KeptConnection {
                 connection,
@@ -77,7 +78,9 @@ impl Courier {
                 used: Instant::now(),
             });
         }
-        verdict(config, source.name, outcome).map(|()| crc32)
+        verdict(config, source.name, outcome)?;
+        // What is stored was committed, or offered and found there.
+        crc32.ok_or_else(|| CommandError::retry("learn the checksum of what was stored"))
     }
 
     /// Lets time pass, and returns when the connection that is kept has ended. Dropping it loses nothing.

@@ -75,7 +75,7 @@ fn next(shared: &AgentShared) -> Option<(WalFileName, tokio::sync::watch::Sender
     if !shelf.is_closed(name)
         && path
             .metadata()
-            .is_ok_and(|found| is_fresh(&SourceStamp::of(&found)))
+            .is_ok_and(|found| SourceStamp::of(&found).is_fresh(SystemTime::now()))
     {
         return None;
     }
@@ -85,21 +85,6 @@ fn next(shared: &AgentShared) -> Option<(WalFileName, tokio::sync::watch::Sender
         shared.out_of_work.notify_one();
     }
     next
-}
-
-/// Whether it may be written to again without another stamp.
-fn is_fresh(stamp: &SourceStamp) -> bool {
-    let (seconds, nanoseconds) = stamp.changed;
-    let changed = u64::try_from(seconds)
-        .ok()
-        .zip(u32::try_from(nanoseconds).ok());
-    let changed = changed.map(|(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    match (now, changed) {
-        // A clock that was set back says nothing until it has caught up a little.
-        (Ok(now), Some(changed)) => now.abs_diff(changed) < TICK,
-        _ => false,
-    }
 }
 
 /// Ships one, if it is still wanted and fit for it. An error is one that may be gone the next time.

@@ -108,7 +108,7 @@ pub(super) fn data(offset: u64, raw_bytes: u32, choices: &mut Unstructured<'_>) 
 }
 
 fn push(choices: &mut Unstructured<'_>) -> Result<Message> {
-    Ok(match choices.int_in_range(0_u8..=6)? {
+    Ok(match choices.int_in_range(0_u8..=7)? {
         0 => Message::Offer(offer(choices)?),
         1 => Message::Have(Have {
             prefix_bytes: number(choices)?,
@@ -117,6 +117,7 @@ fn push(choices: &mut Unstructured<'_>) -> Result<Message> {
         2 => Message::Commit(digest(choices)?),
         3 => Message::Stored(Acknowledgement(digest(choices)?)),
         4 => Message::Conflict(digest(choices)?),
+        5 => Message::ChecksumRequest,
         _ => {
             let (offset, raw_bytes) = (number(choices)?, length(choices)?);
             Message::Data(data(offset, raw_bytes, choices)?)

@@ -134,8 +134,9 @@ impl Upload {
             return Ok(Some(refused));
         }
         let held = match &self.stored {
-            Some(stored) if digest_of(stored) == digest(&offer) => {
-                Held::Same(WrittenBytes(offer.name, digest(&offer)))
+            Some(_) if offer.crc32.is_none() => Held::Unknown,
+            Some(stored) if Some(digest_of(stored)) == digest(&offer) => {
+                Held::Same(WrittenBytes(offer.name, digest_of(stored)))
             }
             Some(stored) => Held::Other(digest_of(stored)),
             None => {
@@ -164,7 +165,8 @@ impl Upload {
         choices: &mut Unstructured<'_>,
     ) -> Result<ReceiverAction, Over> {
         let offer = self.offered.ok_or(Over)?;
-        assert_eq!(stated, digest(&offer));
+        assert_eq!(stated.size, offer.size);
+        assert!(offer.crc32.is_none_or(|offered| offered == stated.crc32));
         assert_eq!(self.written.len() as u64, stated.size);
         let found = digest_of(&self.written);
         let sealed = match choices.int_in_range(0_u8..=7)? {
@@ -201,6 +203,7 @@ impl Upload {
         self.source = (0..size).map(|at| at ^ byte).collect();
         let Digest { size, crc32 } = digest_of(&self.source);
         let (name, verify) = (messages::file_name(choices)?, WireVerify::Records);
+        let crc32 = choices.ratio(1, 2)?.then_some(crc32);
         let (sender, action) = Sender::start(Offer {
             name,
             size,
@@ -234,6 +237,10 @@ impl Upload {
         while let (Some(action), Some(sender)) = (next.take(), &mut self.sender) {
             match action {
                 SenderAction::Send(message) => self.to_receiver.push_back(message),
+                SenderAction::TakeChecksum => {
+                    let taken = sender.checksum_taken(crc32fast::hash(&self.source));
+                    next = Some(taken.expect("it was asked for"));
+                }
                 SenderAction::HashPrefix(bytes) => {
                     let held = usize::try_from(bytes).map_err(|_| Over)?;
                     let prefix = self.source.get(..held);
@@ -256,7 +263,10 @@ impl Upload {
                     }
                     // The source may have changed while it was read.
                     let changed = u32::from(choices.ratio(1, 8)?);
-                    let ended = sender.source_ended(crc32fast::hash(&self.source) ^ changed);
+                    let ended = match changed == 1 && sender.checksum().is_none() {
+                        true => sender.source_changed(),
+                        false => sender.source_ended(crc32fast::hash(&self.source) ^ changed),
+                    };
                     next = Some(ended.expect("it was asked to send"));
                 }
                 SenderAction::Finish(outcome) => {
@@ -292,11 +302,11 @@ fn zero() -> Digest {
     Digest { size: 0, crc32: 0 }
 }
 
-fn digest(offer: &Offer) -> Digest {
-    Digest {
+fn digest(offer: &Offer) -> Option<Digest> {
+    offer.crc32.map(|crc32| Digest {
         size: offer.size,
-        crc32: offer.crc32,
-    }
+        crc32,
+    })
 }
 
 fn digest_of(bytes: &[u8]) -> Digest {

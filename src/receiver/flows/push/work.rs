@@ -19,7 +19,7 @@ use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
-use crate::store::{self, Incoming, StoreError};
+use crate::store::{self, Archive, Incoming, StoreError, StoredUnderName};
 use crate::wal::segment::Verify;
 
 /// What the connection asks of an upload.
@@ -89,30 +89,29 @@ fn attempt(
     let (begun, meter) = (Instant::now(), &served.cluster.meter);
     let of = |error: StoreError| refusal::of(&error);
     let verify = verify(served, offer);
-    match (served.store.archive)
-        .lookup(&offer.name, offer.size, offer.crc32, verify)
-        .map_err(of)?
-    {
-        store::StoredUnderName::Identical(proof) => {
+    let archive = &served.store.archive;
+    match look_up(archive, offer, verify).map_err(of)? {
+        None => return Ok(Some(UploadReport::LookedUp(Held::Unknown))),
+        Some(StoredUnderName::Identical(proof)) => {
             tracing::debug!("{} is stored already", offer.name);
             settle_partial(served, offer);
             declare(served, offer, by, may_fail_over).map_err(of)?;
             return Ok(Some(UploadReport::LookedUp(Held::Same(proof))));
         }
-        store::StoredUnderName::Different { len, crc32 } => {
+        Some(StoredUnderName::Different { len, crc32 }) => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
-            let (archive, offered) = (&served.store.archive, (offer.size, offer.crc32));
             let gives_way = matches!(offer.name, WalFileName::Partial(_));
-            if !gives_way
+            if let Some(offered) = offer.crc32
+                && !gives_way
                 && !archive.is_unproven(offer.name).map_err(of)?
-                && (archive.keeps_differing(offer.name, offered.0, offered.1)).map_err(of)?
+                && (archive.keeps_differing(offer.name, offer.size, offered)).map_err(of)?
             {
-                alarm(offer, len, crc32);
+                alarm(offer, offered, (len, crc32));
                 let stored = Digest { size: len, crc32 };
                 return Ok(Some(UploadReport::LookedUp(Held::Other(stored))));
             }
         }
-        store::StoredUnderName::Absent => {}
+        Some(StoredUnderName::Absent) => {}
     }
     let source = OfferedFile {
         offer,
@@ -149,6 +148,19 @@ fn attempt(
                 return Ok(Some(sealed));
             }
         }
+    }
+}
+
+/// What is stored under the offered name; `None` if something is, and the offer has no checksum to compare it with.
+fn look_up(
+    archive: &Archive,
+    offer: &Offer,
+    verify: Verify,
+) -> Result<Option<StoredUnderName>, StoreError> {
+    match offer.crc32 {
+        Some(crc32) => (archive.lookup(&offer.name, offer.size, crc32, verify)).map(Some),
+        None if archive.is_held(&offer.name)? => Ok(None),
+        None => Ok(Some(StoredUnderName::Absent)),
     }
 }
 
@@ -320,19 +332,18 @@ fn seal(
             Sealed::Durable(proof)
         }
         store::FileSealed::Conflict { len, crc32 } => {
-            alarm(offer, len, crc32);
+            alarm(offer, digest.crc32, (len, crc32));
             Sealed::Other(Digest { size: len, crc32 })
         }
     }))
 }
 
-fn alarm(offer: &Offer, len: u64, crc32: u32) {
+fn alarm(offer: &Offer, offered: u32, (len, crc32): (u64, u32)) {
     tracing::error!(
-        "CONFLICT: {} was offered with {} bytes and CRC-32 {:08X}, but is stored with {len} bytes and \
+        "CONFLICT: {} was offered with {} bytes and CRC-32 {offered:08X}, but is stored with {len} bytes and \
          CRC-32 {crc32:08X}; the stored file was kept",
         offer.name,
-        offer.size,
-        offer.crc32
+        offer.size
     );
 }
 
