@@ -10,8 +10,8 @@
 #   MESSAGES=100  how many flushes are timed each way
 #
 # segment   one finished segment, the whole process: `xarchive`, `pgbackrest archive-push`, `rsync --fsync`
-# backlog   so many segments, drained by PostgreSQL's own archiver: with a syncdaemon and without one; pgBackRest one by one
-#           and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
+# backlog   so many segments, drained by PostgreSQL's own archiver: without a syncdaemon, with one that has shipped none of
+#           them, and with one that shipped them as they were written; pgBackRest one by one and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
 # backup    a full backup: `backup --full`, `pgbackrest backup --type=full`, `pg_basebackup`, `rsync --fsync`
 # restore   into an empty directory: `restore`, `pgbackrest restore`, `cp -a` and sync
 # lag       from a record's flush until it is durable on the other side: `syncdaemon`, `pg_receivewal --synchronous`
@@ -54,6 +54,7 @@ as_server initdb -D "$pgdata" -A trust -N --no-instructions >/dev/null
 start_server
 introduce
 as_server ./walmgr -q master.ini setup --no-check 2>>"$place/commands.log" || fail 'setup'
+printf 'use_xlog_functions = 1\nloop_delay = 0.05\n' | as_server tee -a master.ini >/dev/null
 as_server tee -a "$pgdata/postgresql.conf" >/dev/null <<CONF
 archive_command = ''
 wal_keep_size = 8GB
@@ -133,9 +134,9 @@ has_rsync() { command -v rsync >/dev/null; }
 has rsync || true
 
 # --- a backlog -----------------------------------------------------------------------------------
-# drain LABEL COMMAND: from the moment the archiver may begin until nothing waits, milliseconds a segment.
+# drain LABEL COMMAND: all segments made ready again for an empty archive, then `drained`.
 drain() {
-    local label=$1 begun ended name
+    local name
     forget_archived
     sql -c "ALTER SYSTEM SET archive_command = \$\$$2\$\$"
     for name in "${segments[@]}"; do
@@ -143,13 +144,37 @@ drain() {
         as_server touch "$status/$name.ready"
     done
     sync
+    drained "$1" "${#segments[@]}"
+}
+# drained LABEL COUNT: from the moment the archiver may begin until nothing waits, milliseconds a segment.
+drained() {
+    local begun ended
     begun=$(date +%s%N)
     sql -c 'SELECT pg_reload_conf()' >/dev/null
-    while (($(waiting) > 0)); do sleep 0.02; done
+    wait_until_none "$status" .ready
     ended=$(date +%s%N)
     sql -c "ALTER SYSTEM SET archive_command = ''" -c 'SELECT pg_reload_conf()' >/dev/null
-    printf '%s\t%s\t0\n' "$label" "$(((ended - begun) / 1000 / ${#segments[@]}))" |
+    printf '%s\t%s\t0\n' "$1" "$(((ended - begun) / 1000 / $2))" |
         awk -F '\t' -v OFS='\t' '{ $2 = $2 / 1000; print }' >>"$place/times"
+}
+# drain_shipped LABEL COMMAND: segments that are written while a syncdaemon ships their records, and archived when all are.
+drain_shipped() {
+    local written
+    forget_archived
+    start_syncdaemon
+    while (($(waiting) < backlog)); do
+        # Or there are no page images, and few bytes a second.
+        sql -c CHECKPOINT
+        as_server pgbench -n -c 4 -j 2 -T 1 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench'
+    done
+    # Longer than the last pass takes.
+    sleep 1
+    written=$(waiting)
+    sql -c "ALTER SYSTEM SET archive_command = \$\$$2\$\$"
+    sync
+    drained "$1" "$written"
+    stop_syncdaemon
+    as_server find "$status" -name '*.done' -delete
 }
 backlog() {
     local round form jobs
@@ -160,6 +185,7 @@ backlog() {
         start_syncdaemon
         drain 'backlog walmgr, syncdaemon' "$place/walmgr -q $place/master.ini xarchive %p %f"
         stop_syncdaemon
+        drain_shipped 'backlog walmgr, shipped before' "$place/walmgr -q $place/master.ini xarchive %p %f"
         [[ -n $pgbackrest ]] || continue
         pgbackrest_settings lz4 n 1
         drain 'backlog pgbackrest lz4' "$pgbackrest_line archive-push %p"

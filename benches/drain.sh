@@ -30,6 +30,8 @@ sql() { as_server psql -XqAtc "$1" -h "$place" postgres; }
 as_server pgbench -q -i -s 10 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench -i'
 finished() { find "$pgdata/pg_wal/archive_status" -name '*.done' | wc -l; }
 while (($(finished) < wanted)); do
+    # Or there are no page images, and few bytes a second.
+    as_server psql -XqAtc CHECKPOINT -h "$place" postgres
     as_server pgbench -n -c 4 -j 2 -T 1 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench'
 done
 introduce
@@ -44,7 +46,6 @@ archive_by() {
     sql "ALTER SYSTEM SET archive_command = '$1'"
     sql 'SELECT pg_reload_conf()' >/dev/null
 }
-left() { find "$pgdata/pg_wal/archive_status" -name '*.ready' | wc -l; }
 # drain LABEL COMMAND: the milliseconds a segment.
 drain() {
     local name begun
@@ -54,7 +55,7 @@ drain() {
     done
     begun=$EPOCHREALTIME
     archive_by "$2"
-    while (($(left) > 0)); do sleep 0.005; done
+    wait_until_none "$pgdata/pg_wal/archive_status" .ready
     awk -v label="$1" -v begun="$begun" -v ended="$EPOCHREALTIME" -v count="${#segments[@]}" \
         'BEGIN { printf "%s\t%.3f\n", label, (ended - begun) * 1000 / count }'
 }
