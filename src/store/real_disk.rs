@@ -110,6 +110,10 @@ impl Disk for RealDisk {
         buffer: &mut [u8],
         offset: u64,
     ) -> Option<usize> {
+        // Even a read that may not wait has the kernel fetch what it lacks, for nobody.
+        if !cache::holds(file, offset, buffer.len() as u64) {
+            return None;
+        }
         let (mut buffers, flags) = ([io::IoSliceMut::new(buffer)], ReadWriteFlags::NOWAIT);
         rustix::io::preadv2(file, &mut buffers, offset, flags).ok()
     }
@@ -404,6 +408,51 @@ mod attributes {
         }
         // SAFETY: the kernel reads one such structure, and writes nothing.
         retry_on_intr(|| unsafe { ioctl(file, Setter::<SET, Attributes>::new(attributes)) })
+    }
+}
+
+/// What of a file is in memory: `cachestat` of Linux 6.5 (`include/uapi/linux/mman.h`). No crate has this call.
+mod cache {
+    use super::{AsRawFd, BorrowedFd};
+
+    /// Its number, which is the same on each processor that Linux numbers calls for in common.
+    const CACHESTAT: libc::c_long = 451;
+
+    #[repr(C)]
+    struct AskedSpan {
+        start: u64,
+        len: u64,
+    }
+
+    /// In pages of memory.
+    #[repr(C)]
+    #[derive(Default)]
+    struct CachedPages {
+        cached: u64,
+        dirty: u64,
+        written_back: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+
+    /// Whether all of this is in memory; not where nobody can tell.
+    #[allow(unsafe_code)] // No safe crate offers these calls.
+    pub(super) fn holds(file: BorrowedFd<'_>, start: u64, len: u64) -> bool {
+        let (span, mut found) = (AskedSpan { start, len }, CachedPages::default());
+        // SAFETY: the descriptor is open for as long as it is borrowed; the kernel reads one structure and fills in the
+        // other, both of plain numbers laid out as its header says. An older kernel refuses the number.
+        let (answer, page_bytes) = unsafe {
+            let answer = libc::syscall(
+                CACHESTAT,
+                file.as_raw_fd(),
+                &raw const span,
+                &raw mut found,
+                0,
+            );
+            (answer, libc::sysconf(libc::_SC_PAGESIZE))
+        };
+        let page_bytes = u64::try_from(page_bytes).unwrap_or(0);
+        answer == 0 && page_bytes > 0 && found.cached >= len.div_ceil(page_bytes)
     }
 }
 

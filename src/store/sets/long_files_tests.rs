@@ -2,14 +2,16 @@
 //! Never needs a server: the set is made up. Invariant tested: what comes of one is what a single reading of it finds, and
 //! a bit that the parent lost is found in whichever slice it was.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use walmgr_protocol::message::backup::FileDigest;
-use walmgr_protocol::patch::{PAGE_BYTES, TAR_PATCH_KEYWORD, put_pages};
+use walmgr_protocol::patch::{PAGE_BYTES, TAR_PATCH_KEYWORD, put_look, put_pages};
 
 use super::SetError;
 use super::testing::{PAGES_FILE, Tar, back_up, lease, path, prepare, real_sets, wal_proof, write};
 use crate::files::slices::SLICE_BYTES;
+use crate::pg::page;
 use crate::store::testing::scratch_folder;
 
 fn at(offset: u64) -> usize {
@@ -98,5 +100,54 @@ fn fault_240_a_long_file_is_what_one_reading_of_it_finds() {
                 "{offset}: {unfit}"
             );
         }
+    }
+}
+
+#[test]
+fn fault_208_a_page_that_is_looked_at_is_compared_wherever_it_lies() {
+    let folder = scratch_folder();
+    prepare(folder.path());
+    let wal = wal_proof(folder.path());
+    let sets = real_sets(folder.path());
+    let lease = lease(&sets).unwrap();
+    back_up(&sets, &lease, 1, &wal).unwrap();
+    let len = SLICE_BYTES + 40 * PAGE_BYTES;
+    let old = long_content(len);
+    let crc32c = crc32c::crc32c(&old);
+    let parent = sets.newest_as_parent().unwrap();
+    let parent = Arc::new(parent.listing(path(PAGES_FILE), FileDigest { len, crc32c }));
+    std::fs::write(folder.path().join("data.master").join(PAGES_FILE), &old).unwrap();
+    // In a piece with a page that is written, at both sides of an edge, and the last.
+    let edge = SLICE_BYTES / PAGE_BYTES;
+    let (written, looked) = (edge + 2, [1, 2, 700, edge - 1, edge, edge + 3, edge + 39]);
+    let build = |other: Option<u64>| {
+        let mut patch = Vec::new();
+        for block in looked.into_iter().chain([written]).collect::<BTreeSet<_>>() {
+            let number = u32::try_from(block).unwrap();
+            let page = old[at(block * PAGE_BYTES)..].first_chunk().unwrap();
+            let mut look = page::look(page);
+            if block == written {
+                put_pages(&mut patch, number, 1);
+                patch.extend_from_slice(page);
+                continue;
+            }
+            look.lsn.0 ^= u64::from(other == Some(block));
+            put_look(&mut patch, number, look);
+        }
+        let tar = Tar::default().directory("base/").directory("base/1/");
+        let tar = tar.pax(&[(TAR_PATCH_KEYWORD.as_bytes(), len.to_string().as_bytes())]);
+        let stream = tar.file(PAGES_FILE.as_bytes(), &patch).end();
+        let incoming = sets.begin(&lease).unwrap();
+        incoming.build_on(&parent);
+        write(&incoming, &stream).map(|sealed| sealed[0].digest)
+    };
+    assert_eq!(build(None).unwrap(), FileDigest { len, crc32c });
+    for block in looked {
+        let refused = build(Some(block)).unwrap_err();
+        let named = format!("block {block} is not the same");
+        assert!(
+            matches!(&refused, SetError::PageDiffers { what } if what.contains(&named)),
+            "{block}: {refused}"
+        );
     }
 }

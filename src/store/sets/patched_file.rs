@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use walmgr_protocol::message::backup::FileDigest;
-use walmgr_protocol::names::RelativePath;
-use walmgr_protocol::patch::{PAGE_BYTES, PatchReader, PatchStep};
+use walmgr_protocol::names::{Lsn, RelativePath};
+use walmgr_protocol::patch::{PAGE_BYTES, PageLook, PatchReader, PatchStep};
 
 use super::error::SetError;
 use super::parent::ParentOfSet;
@@ -23,6 +23,10 @@ use crate::store::taken_over::{TakenOver, take_over};
 
 /// What is read at once: whole pages.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// Looks that wait until all of the file is read, where each page comes in its turn: more than one in a hundred pages of
+/// the longest file that PostgreSQL makes. Of a longer one the rest is read at once.
+const LOOKS_MAX: usize = 1 << 14;
 
 /// What becomes the file's own when a page is written.
 const UNSHARED_BYTES: u32 = 8 << 10;
@@ -45,6 +49,8 @@ pub(super) struct PatchedFile {
     shares_blocks: bool,
     /// Where it was written, in ascending order.
     written: Vec<Range<u64>>,
+    /// What pages of the parent have to be, by their numbers, in ascending order.
+    looks: Vec<(u32, PageLook)>,
 }
 
 impl PatchedFile {
@@ -80,6 +86,7 @@ impl PatchedFile {
             patch: PatchReader::new(len),
             shares_blocks: taken == TakenOver::Shared,
             written: Vec::new(),
+            looks: Vec::new(),
         })
     }
 
@@ -105,33 +112,70 @@ impl PatchedFile {
                         _ => self.written.push(offset..end),
                     }
                 }
+                PatchStep::Look(block, look) if self.looks.len() < LOOKS_MAX => {
+                    self.looks.push((block, look));
+                }
                 PatchStep::Look(block, look) => {
                     let mut found = [0; page::PAGE_BYTES];
                     let offset = u64::from(block) * PAGE_BYTES;
                     let read = read_full(&**disk, self.source.as_fd(), &mut found, offset);
                     let read_bytes = read.map_err(|error| self.unreadable(path, &error))?;
-                    let found = page::look(&found);
-                    let is_same = read_bytes == page::PAGE_BYTES
-                        && found.lsn == look.lsn
-                        && (!self.parent.compares_pages() || found.crc32c == look.crc32c);
-                    if !is_same {
-                        let what = format!(
-                            "{path} block {block} is not the same on the master and in {}, although no WAL since {} \
-                             names it (LSN {} on the master, {} in the set)",
-                            self.parent.name(),
-                            self.parent.start(),
-                            look.lsn,
-                            found.lsn
-                        );
-                        shared.sets.note_difference(&what)?;
-                        return Err(SetError::PageDiffers { what });
-                    }
+                    self.compare_page(shared, path, (block, look), &found[..read_bytes])?;
                 }
             }
         }
     }
 
-    /// Reads what came of it, and compares what the parent holds with the parent's manifest on the way.
+    /// Refuses a page of the parent that is not what the master has there.
+    fn compare_page(
+        &self,
+        shared: &SetShared,
+        path: &RelativePath,
+        (block, look): (u32, PageLook),
+        found: &[u8],
+    ) -> Result<(), SetError> {
+        // One that the parent has not, or in part only, has no LSN.
+        let found = <&[u8; page::PAGE_BYTES]>::try_from(found).map(page::look);
+        let is_same = found.is_ok_and(|found| {
+            found.lsn == look.lsn && (!self.parent.compares_pages() || found.crc32c == look.crc32c)
+        });
+        if is_same {
+            return Ok(());
+        }
+        let what = format!(
+            "{path} block {block} is not the same on the master and in {}, although no WAL since {} \
+             names it (LSN {} on the master, {} in the set)",
+            self.parent.name(),
+            self.parent.start(),
+            look.lsn,
+            found.map_or(Lsn(0), |found| found.lsn)
+        );
+        shared.sets.note_difference(&what)?;
+        Err(SetError::PageDiffers { what })
+    }
+
+    /// Compares the looked at pages of a piece of the parent that begins here.
+    fn compare_looks(
+        &self,
+        (shared, path): (&SetShared, &RelativePath),
+        piece: Range<u64>,
+        of_parent: &[u8],
+    ) -> Result<(), SetError> {
+        let before = |(block, _): &(u32, PageLook)| u64::from(*block) * PAGE_BYTES < piece.start;
+        for (block, look) in &self.looks[self.looks.partition_point(before)..] {
+            let offset = u64::from(*block) * PAGE_BYTES;
+            if offset >= piece.end {
+                break;
+            }
+            let at = usize::try_from(offset - piece.start).unwrap_or(usize::MAX);
+            let page = of_parent.get(at..).unwrap_or_default();
+            let page = &page[..page.len().min(page::PAGE_BYTES)];
+            self.compare_page(shared, path, (*block, *look), page)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what came of it, and compares what the parent holds with the parent's manifest and the looks on the way.
     pub(super) fn finish(
         self,
         shared: &SetShared,
@@ -199,6 +243,11 @@ impl PatchedFile {
                     false => both.read_parents(self, offset, of_parent)?,
                 }
             }
+            let parents = match is_untouched {
+                true => &both.new[..of_parent],
+                false => &both.old,
+            };
+            self.compare_looks((shared, path), offset..stop, parents)?;
             found.made.update(&both.new);
             match is_untouched {
                 true if want == of_parent && were_same => found.listed = found.made,
