@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::disk::Ballast;
 use crate::partial::daemon::Syncdaemon;
+use crate::support::loopfs::{FileSystem, LoopFs};
 use crate::support::place::{give_to_server, server_user};
 use crate::support::{Cluster, Output, Site, free_port, wait_for};
 
@@ -82,6 +84,20 @@ impl Attended {
         let mark = marks.join(format!("{name}.ready"));
         fs::write(&mark, b"").unwrap();
         give_to_server(&mark);
+    }
+
+    /// Fails, through the syncdaemon and alone in the same words, which it hands out.
+    #[track_caller]
+    fn fails_as_alone(&mut self, code: i32, name: &str) -> String {
+        let before = self.counted("failures_total");
+        let through = self.site.archive(name).fail(code).to_owned();
+        // What was asked while it stood still may count, too.
+        assert!(self.counted("failures_total") > before, "{through}");
+        self.daemon.signal(Signal::STOP);
+        let alone = self.site.archive(name).fail(code).to_owned();
+        self.daemon.signal(Signal::CONT);
+        assert_eq!(through, alone);
+        through
     }
 
     fn wait_until_held(&self, name: &str) {
@@ -315,23 +331,12 @@ fn fault_259_a_failure_has_the_code_and_words_of_one_alone() {
     let _user = skip_unless!(server_user());
     let mut attended = Attended::start(Site::start());
     let name = archive(&attended.site, 2);
-    let mut failures = 0;
-    let mut compare = |attended: &mut Attended, code: i32, name: &str| {
-        failures += 1;
-        let through = attended.site.archive(name).fail(code).to_owned();
-        attended.daemon.signal(Signal::STOP);
-        let alone = attended.site.archive(name).fail(code).to_owned();
-        attended.daemon.signal(Signal::CONT);
-        assert_eq!(through, alone);
-        // What was asked while it stood still may count, too.
-        assert!(attended.counted("failures_total") >= failures, "{through}");
-    };
     // A damaged segment: sound at its beginning, and no records behind it.
     let damaged = attended.site.segment_name(3);
     let mut content = attended.site.segment(3, "walmgr");
     content[8_192 * 2..8_192 * 3].fill(0xA5);
     attended.site.write_wal(&damaged, &content);
-    compare(&mut attended, 1, &damaged);
+    attended.fails_as_alone(1, &damaged);
     // The key is revoked.
     attended
         .site
@@ -344,10 +349,10 @@ fn fault_259_a_failure_has_the_code_and_words_of_one_alone() {
         .wait_for_log("settings and keys reloaded");
     let next = attended.site.segment_name(4);
     attended.site.write_segment(4);
-    compare(&mut attended, 4, &next);
+    attended.fails_as_alone(4, &next);
     // The receiver is gone.
     attended.site.receiver.kill9();
-    compare(&mut attended, 1, &next);
+    attended.fails_as_alone(1, &next);
     let key = attended.site.master_fingerprint();
     attended
         .site
@@ -356,6 +361,77 @@ fn fault_259_a_failure_has_the_code_and_words_of_one_alone() {
     attended.site.start_receiver();
     archive(&attended.site, 4);
     assert!(attended.site.holds(&name));
+}
+
+#[test]
+fn fault_263_a_full_disk_is_told_as_by_one_alone_and_then_taken_up() {
+    let _user = skip_unless!(server_user());
+    let disk = skip_unless!(LoopFs::create(FileSystem::Ext4, 32));
+    let site = Site::builder()
+        .archive(&disk.path().join("archive"))
+        .standby_set("store_compression", "none")
+        .build();
+    let mut attended = Attended::start(site);
+    archive(&attended.site, 2);
+    let ballast = Ballast::fill(disk.path());
+    let name = attended.site.segment_name(3);
+    attended.site.write_segment(3);
+    for _ in 0..2 {
+        let line = attended.fails_as_alone(6, &name);
+        assert!(line.contains("no space left"), "{line}");
+    }
+    assert!(!attended.site.holds(&name));
+    ballast.remove();
+    archive(&attended.site, 3);
+    archive(&attended.site, 4);
+}
+
+#[test]
+fn fault_266_a_receiver_that_falls_silent_is_waited_for_no_longer() {
+    let _user = skip_unless!(server_user());
+    let site = Site::builder().master_set("push_timeout", "2s").build();
+    let mut attended = Attended::start(site);
+    archive(&attended.site, 2);
+    for number in 3..5 {
+        let name = attended.site.segment_name(number);
+        attended.site.write_segment(number);
+        attended.site.receiver.signal(Signal::STOP);
+        let line = attended.fails_as_alone(1, &name);
+        assert!(line.contains("push_timeout"), "{line}");
+        attended.site.receiver.signal(Signal::CONT);
+        // It may still be at what it was sent before.
+        wait_for("the archive", PATIENCE, || {
+            (attended.site.archive(&name).code == Some(0)).then_some(())
+        });
+        assert_eq!(
+            attended.site.archived(&name),
+            attended.site.segment(number, "walmgr")
+        );
+    }
+}
+
+#[test]
+fn status_says_what_the_syncdaemon_did_and_why_it_is_not_asked() {
+    let _user = skip_unless!(server_user());
+    let mut attended = Attended::start(Site::start());
+    archive(&attended.site, 2);
+    let status = |site: &Site| site.master_command(&["status"]).stdout;
+    let heard = status(&attended.site);
+    let expected = "running; xarchive asked for 1 file, 0 shipped before";
+    assert!(heard.contains(expected), "{heard}");
+    // The file says something else than what the syncdaemon runs with.
+    attended.site.master_set("push_timeout", "50s");
+    let unheard = status(&attended.site);
+    for part in ["xarchive pushes by itself", "syncdaemon -r"] {
+        assert!(unheard.contains(part), "{unheard}");
+    }
+    attended.daemon.signal(Signal::HUP);
+    wait_for("the new settings", PATIENCE, || {
+        status(&attended.site).contains(expected).then_some(())
+    });
+    attended.daemon.signal(Signal::KILL);
+    attended.daemon.wait();
+    assert!(status(&attended.site).contains("the syncdaemon died"));
 }
 
 #[test]

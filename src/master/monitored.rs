@@ -1,55 +1,20 @@
 //! What monitoring sees of the syncdaemon: how its last pass went, the RPO now, and what was looked at lately.
 //! Never looks at a disk while somebody asks. Invariant: what is shown has no path, address or name of a file in it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::config::MasterConfig;
 use crate::error::Result;
+use crate::master::agent::AgentMeter;
 use crate::master::held_note::HeldNote;
 use crate::master::rpo::RpoWatch;
 use crate::master::status;
 use crate::metrics::{
-    Counter, Metric, MetricsPage, MetricsService, MetricsSource, REFRESH_INTERVAL, Refreshes,
-    Samples, Subject,
+    Metric, MetricsPage, MetricsService, MetricsSource, REFRESH_INTERVAL, Refreshes, Samples,
+    Subject,
 };
 use crate::status::{Thresholds, samples};
-
-/// What the syncdaemon did for `xarchive`.
-#[derive(Debug, Default)]
-pub(super) struct AgentMeter {
-    /// Files that were asked for.
-    pub asked: Counter,
-    /// Of those, the ones that had been shipped, or were on their way.
-    pub answered: Counter,
-    /// Of those, the ones that were pushed because they were asked for.
-    pub pushed: Counter,
-    /// Of those, the ones that failed.
-    pub failures: Counter,
-    waiting: AtomicU64,
-}
-
-impl AgentMeter {
-    /// So many files wait to be shipped ahead.
-    pub(super) fn waits(&self, files: usize) {
-        (self.waiting).store(u64::try_from(files).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-}
-
-impl AgentMeter {
-    fn show(&self, samples: &mut Samples) {
-        for (metric, counter) in [
-            (Metric::AgentAsked, &self.asked),
-            (Metric::AgentAnswered, &self.answered),
-            (Metric::AgentPushed, &self.pushed),
-            (Metric::AgentFailures, &self.failures),
-        ] {
-            samples.counter(metric, &[], counter);
-        }
-        samples.whole(Metric::AgentWaiting, self.waiting.load(Ordering::Relaxed));
-    }
-}
 
 /// What is shown of a syncdaemon.
 pub(super) struct MonitoredSyncdaemon {

@@ -11,6 +11,7 @@ use walmgr_protocol::names::{Lsn, TimelineId};
 use crate::config::MasterConfig;
 use crate::daemon;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::master::agent;
 use crate::master::archiver::Archives;
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
@@ -41,6 +42,12 @@ pub(super) fn facts(config: &MasterConfig) -> Result<Facts> {
 }
 
 async fn look(config: &MasterConfig) -> Facts {
+    // It tells its settings from others', so it is asked with all of them.
+    let runs = syncdaemon(config);
+    let agent = match runs {
+        Syncdaemon::Running => agent::look(config),
+        Syncdaemon::Stopped | Syncdaemon::Died => None,
+    };
     let config = &impatient(config);
     let (server, standby) = tokio::join!(
         within("PostgreSQL", ask_server(config)),
@@ -48,7 +55,8 @@ async fn look(config: &MasterConfig) -> Facts {
     );
     let mut master = Master {
         receiver: config.slave.to_string(),
-        syncdaemon: syncdaemon(config),
+        syncdaemon: runs,
+        agent,
         taken_out: taken_out(config),
         ..Master::default()
     };

@@ -10,8 +10,8 @@ use walmgr_protocol::names::TimelineId;
 
 use super::page::{ago, size_text};
 use super::{
-    Archiving, DrillFacts, Facts, Here, HostFacts, KeepsAll, Master, StandbyFacts, StreamFacts,
-    Syncdaemon, Thresholds, ahead, seconds,
+    AgentFacts, Archiving, DrillFacts, Facts, Here, HostFacts, KeepsAll, Master, StandbyFacts,
+    StreamFacts, Syncdaemon, Thresholds, ahead, seconds,
 };
 use crate::output::escaped;
 
@@ -279,6 +279,10 @@ fn judge_master(found: &mut Findings, master: &Master, facts: &Facts, thresholds
     }
     if master.syncdaemon == Syncdaemon::Died {
         let text = "the syncdaemon died: its pidfile exists, but no process holds it";
+        found.warn(Code::Syncdaemon, text);
+    }
+    if let Some(AgentFacts::Unheard(why)) = &master.agent {
+        let text = format!("xarchive cannot ask the syncdaemon, so each file takes longer: {why}");
         found.warn(Code::Syncdaemon, text);
     }
 }

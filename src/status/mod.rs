@@ -110,6 +110,8 @@ pub(crate) struct Master {
     pub archiver: Option<Archiver>,
     /// Whether a syncdaemon runs.
     pub syncdaemon: Syncdaemon,
+    /// What it does for `xarchive`; nothing where none runs or this user may not ask it.
+    pub agent: Option<AgentFacts>,
     /// The synchronous standby that the syncdaemon took out, and seconds since.
     pub taken_out: Option<(String, f64)>,
     /// A segment that the standby lacks and that is not in `pg_wal` any more.
@@ -165,6 +167,28 @@ pub(crate) enum Syncdaemon {
     Stopped,
     /// It died: its pidfile exists, and no process holds it.
     Died,
+}
+
+/// What a syncdaemon says when it is asked how it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AgentFacts {
+    /// `xarchive` asks it.
+    Heard(AgentFigures),
+    /// `xarchive` pushes by itself, and why.
+    Unheard(String),
+}
+
+/// What a syncdaemon did for `xarchive` since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct AgentFigures {
+    /// Files that it was asked for.
+    pub asked: u64,
+    /// Of those, the ones that had been shipped, or were on their way.
+    pub answered: u64,
+    /// Of those, the ones that failed.
+    pub failures: u64,
+    /// Ready files that are still to be shipped ahead.
+    pub waiting: u64,
 }
 
 /// The host of several clusters, as one of them sees it.

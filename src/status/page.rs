@@ -29,8 +29,8 @@ use walmgr_protocol::message::Overview;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 
 use super::{
-    Archiver, Archiving, Facts, Finding, Here, Master, SetsSizes, StandbyFacts, StreamFacts,
-    Syncdaemon, seconds,
+    AgentFacts, AgentFigures, Archiver, Archiving, Facts, Finding, Here, Master, SetsSizes,
+    StandbyFacts, StreamFacts, Syncdaemon, seconds,
 };
 
 /// The screen.
@@ -126,7 +126,33 @@ fn master_rows(master: &Master, row: &mut impl FnMut(&str, String)) {
         Syncdaemon::Stopped => "not running",
         Syncdaemon::Died => "died",
     };
-    row("syncdaemon", syncdaemon.to_owned());
+    let heard = match &master.agent {
+        Some(AgentFacts::Heard(figures)) => agent_text(figures),
+        Some(AgentFacts::Unheard(_)) => "; xarchive pushes by itself".to_owned(),
+        None => String::new(),
+    };
+    row("syncdaemon", format!("{syncdaemon}{heard}"));
+}
+
+fn agent_text(figures: &AgentFigures) -> String {
+    let AgentFigures {
+        asked,
+        answered,
+        failures,
+        waiting,
+    } = figures;
+    let mut text = match asked {
+        0 => "; xarchive may ask it".to_owned(),
+        1 => format!("; xarchive asked for 1 file, {answered} shipped before"),
+        _ => format!("; xarchive asked for {asked} files, {answered} shipped before"),
+    };
+    if *failures > 0 {
+        text.push_str(&format!(", {failures} failed"));
+    }
+    if *waiting > 0 {
+        text.push_str(&format!("; {waiting} ready to be shipped"));
+    }
+    text
 }
 
 fn archiver_text(archiver: &Archiver) -> String {
@@ -292,6 +318,15 @@ fn master_json(master: &Master) -> Value {
         Syncdaemon::Stopped => "stopped",
         Syncdaemon::Died => "died",
     };
+    let agent = master.agent.as_ref().map(|agent| match agent {
+        AgentFacts::Heard(figures) => json!({
+            "asked": figures.asked,
+            "answered": figures.answered,
+            "failures": figures.failures,
+            "waiting": figures.waiting,
+        }),
+        AgentFacts::Unheard(why) => json!({ "unheard": why }),
+    });
     let archiver = master.archiver.as_ref().map(|archiver| {
         let name = |file: &Option<(String, f64)>| file.as_ref().map(|(name, _)| name.clone());
         let age = |file: &Option<(String, f64)>| file.as_ref().map(|(_, age_s)| age_s.round());
@@ -312,6 +347,7 @@ fn master_json(master: &Master) -> Value {
         "archiving": archiving,
         "archiver": archiver,
         "syncdaemon": syncdaemon,
+        "agent": agent,
         "standby_clock_ahead_seconds": master.clock_ahead,
     })
 }

@@ -118,7 +118,7 @@ fn nothing_is_wrong_where_everything_is_well() {
 #[test]
 fn each_fault_is_a_finding_of_its_own() {
     type Change = fn(&mut Facts);
-    let cases: [(Change, &str); 19] = [
+    let cases: [(Change, &str); 20] = [
         (
             |facts| facts.standby = Err("gone".into()),
             "critical receiver",
@@ -178,6 +178,10 @@ fn each_fault_is_a_finding_of_its_own() {
         ),
         (
             |facts| master(facts).syncdaemon = Syncdaemon::Died,
+            "warning syncdaemon",
+        ),
+        (
+            |facts| master(facts).agent = Some(AgentFacts::Unheard("gone".into())),
             "warning syncdaemon",
         ),
     ];

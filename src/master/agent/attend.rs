@@ -27,6 +27,9 @@ const ASK_WITHIN: Duration = Duration::from_secs(1);
 /// Pause after the system refused another connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
+const OTHER_SETTINGS: &str =
+    "it runs with other settings: have the syncdaemon read them (syncdaemon -r)";
+
 /// Hears everybody who asks.
 pub(super) async fn accept(shared: Arc<AgentShared>, listener: UnixListener) {
     let places = Arc::new(Semaphore::new(ASKS_MAX));
@@ -87,12 +90,17 @@ pub(super) async fn carry(shared: Arc<AgentShared>, mut files: mpsc::Receiver<As
 
 async fn attend(shared: &Arc<AgentShared>, mut stream: UnixStream) -> io::Result<()> {
     socket::check_peer(&stream)?;
-    let heard = timeout(ASK_WITHIN, read_ask(&mut stream)).await;
+    let heard = timeout(ASK_WITHIN, read_word(&mut stream)).await;
     let answer = match heard.map_err(io::Error::from).and_then(|heard| heard) {
-        Ok(ask) => {
+        Ok(AgentWord::Ask(ask)) => {
             shared.meter.asked.add(1);
             answer(shared, ask, &mut stream).await?
         }
+        Ok(AgentWord::Look(settings)) if settings == shared.settings => {
+            AgentWord::Standing(shared.meter.figures())
+        }
+        Ok(AgentWord::Look(_)) => AgentWord::Elsewhere(OTHER_SETTINGS.to_owned()),
+        Ok(_) => AgentWord::Elsewhere("nothing was asked".to_owned()),
         Err(error) => AgentWord::Elsewhere(error.to_string()),
     };
     if let AgentWord::Failed(_) = answer {
@@ -101,16 +109,13 @@ async fn attend(shared: &Arc<AgentShared>, mut stream: UnixStream) -> io::Result
     stream.write_all(&answer.to_bytes()).await
 }
 
-async fn read_ask(stream: &mut UnixStream) -> io::Result<Ask> {
+async fn read_word(stream: &mut UnixStream) -> io::Result<AgentWord> {
     let mut first = [0; HEADER_BYTES];
     stream.read_exact(&mut first).await?;
     let (kind, bytes) = words::header(&first).map_err(io::Error::other)?;
     let mut body = vec![0; bytes];
     stream.read_exact(&mut body).await?;
-    match AgentWord::read(kind, &body).map_err(io::Error::other)? {
-        AgentWord::Ask(ask) => Ok(ask),
-        _ => Err(io::Error::other("it did not ask")),
-    }
+    AgentWord::read(kind, &body).map_err(io::Error::other)
 }
 
 async fn answer(
@@ -119,8 +124,7 @@ async fn answer(
     stream: &mut UnixStream,
 ) -> io::Result<AgentWord> {
     if ask.settings != shared.settings {
-        let why = "it runs with other settings: have the syncdaemon read them (syncdaemon -r)";
-        return Ok(AgentWord::Elsewhere(why.to_owned()));
+        return Ok(AgentWord::Elsewhere(OTHER_SETTINGS.to_owned()));
     }
     let until = Instant::now() + shared.config.push_timeout;
     let taken = AgentWord::Taken.to_bytes();

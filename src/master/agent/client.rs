@@ -1,4 +1,4 @@
-//! How `xarchive` asks the syncdaemon.
+//! How `xarchive` asks the syncdaemon, and how `status` looks at it.
 //! Never waits longer than a moment for one that says nothing. Invariant: only a word that names exactly this file, as
 //! it still is, counts as a proof; whatever else happens, the file is pushed from here, or failed as it would have.
 
@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::geteuid;
 use walmgr_protocol::names::WalFileName;
 
 use super::shared::settings_digest;
@@ -15,9 +16,13 @@ use super::words::{self, AgentWord, Ask, HEADER_BYTES, ProvenFile};
 use crate::config::MasterConfig;
 use crate::error::Result;
 use crate::master::archived_file::{ArchivedFile, SourceStamp, not_in_time};
+use crate::status::AgentFacts;
 
 /// How long a syncdaemon may take to say its first word: a busy one needs a millisecond.
 const FIRST_WORD_WITHIN: Duration = Duration::from_millis(100);
+
+/// How long a syncdaemon may take to say how it stands.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 /// Asks for a file that was typed as this path and name. `None` if it has to be pushed from here.
 pub(in crate::master) fn ask(
@@ -63,6 +68,28 @@ pub(in crate::master) fn ask(
     }
 }
 
+/// How the syncdaemon stands that is asked with these settings; nothing where this user may not ask.
+pub(in crate::master) fn look(config: &MasterConfig) -> Option<AgentFacts> {
+    let socket = socket::path(config);
+    let looked = socket::connect(&socket).and_then(|stream| {
+        // What it says is shown and proves nothing, so root need not be its user.
+        if !geteuid().is_root() {
+            socket::check_peer(&stream)?;
+        }
+        stream.set_write_timeout(Some(LOOK_WITHIN))?;
+        let look = AgentWord::Look(settings_digest(config));
+        (&stream).write_all(&look.to_bytes())?;
+        read_word(&stream, Instant::now() + LOOK_WITHIN)
+    });
+    Some(match looked {
+        Ok(AgentWord::Standing(figures)) => AgentFacts::Heard(figures),
+        Ok(AgentWord::Elsewhere(why)) => AgentFacts::Unheard(why),
+        Ok(_) => AgentFacts::Unheard("it says something else than how it stands".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
+        Err(error) => AgentFacts::Unheard(format!("ask it at {}: {error}", socket.display())),
+    })
+}
+
 /// Exactly this file, which is still what it was when it was opened.
 fn is_proof(stored: &ProvenFile, source: &ArchivedFile) -> bool {
     let is_same = |stamp: &SourceStamp| *stamp == source.stamp;
@@ -89,7 +116,9 @@ fn exchange(stream: &UnixStream, ask: Ask, deadline: Instant) -> io::Result<Last
             AgentWord::Stored(stored) => return Ok(LastWord::Stored(stored)),
             AgentWord::Failed(error) => return Ok(LastWord::Failed(error)),
             AgentWord::Elsewhere(why) => return Ok(LastWord::Elsewhere(why)),
-            AgentWord::Ask(_) => return Err(io::Error::other("it asked instead of answering")),
+            AgentWord::Ask(_) | AgentWord::Look(_) | AgentWord::Standing(_) => {
+                return Err(io::Error::other("that is no answer"));
+            }
         }
     }
 }

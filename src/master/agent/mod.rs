@@ -9,6 +9,7 @@
 //! | `client` | `xarchive`'s side |
 //! | `attend` | the syncdaemon's side |
 //! | `shelf` | what is shipped, under way, and next |
+//! | `meter` | what is counted |
 //! | `marks`, `ready` | what PostgreSQL has ready |
 //! | `shared` | what its tasks have in common |
 //! | `courier` | a connection that is kept, and what goes over it |
@@ -19,6 +20,7 @@ mod client;
 mod courier;
 mod look_ahead;
 mod marks;
+mod meter;
 mod ready;
 mod shared;
 mod shelf;
@@ -32,13 +34,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
-pub(super) use self::client::ask;
+pub(super) use self::client::{ask, look};
+pub(super) use self::meter::AgentMeter;
 use self::shared::{AgentShared, settings_digest};
 use self::shelf::Shelf;
 use self::socket::BoundSocket;
 pub use self::words::read_any;
 use crate::config::MasterConfig;
-use crate::master::monitored::AgentMeter;
 
 /// Threads for files that a connection needs at once: both halves of a checksum, or both that pack a file in turns.
 const FILE_THREADS: usize = 2;

@@ -9,12 +9,12 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use walmgr_protocol::names::WalFileName;
 
 use super::marks;
+use super::meter::AgentMeter;
 use super::shelf::{AskedStanding, Shelf};
 use super::words::{Ask, ProvenFile, SETTINGS_BYTES};
 use crate::config::MasterConfig;
 use crate::error::Result;
 use crate::master::archived_file::ArchivedFile;
-use crate::master::monitored::AgentMeter;
 
 /// Nothing is shipped ahead unless an archiver asked within this: another program may be what archives.
 const ARCHIVER_ASKED_WITHIN: Duration = Duration::from_secs(3_600);

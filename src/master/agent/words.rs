@@ -19,6 +19,7 @@ use walmgr_protocol::names::WalFileName;
 use crate::error::{CommandError, Kind};
 use crate::files::FileId;
 use crate::master::archived_file::SourceStamp;
+use crate::status::AgentFigures;
 
 /// What every word begins with.
 const MAGIC: [u8; 4] = *b"wmag";
@@ -60,6 +61,10 @@ pub(super) enum AgentWord {
     Stored(ProvenFile),
     /// It could not be archived.
     Failed(CommandError),
+    /// `status`, with a digest of the settings that it runs with: how do you stand?
+    Look([u8; SETTINGS_BYTES]),
+    /// So.
+    Standing(AgentFigures),
 }
 
 /// What `xarchive` was called with.
@@ -161,6 +166,13 @@ impl AgentWord {
                 crc32: fields.u32()?,
             }),
             5 => AgentWord::Failed(fields.failure()?),
+            6 => AgentWord::Look(fields.array()?),
+            7 => AgentWord::Standing(AgentFigures {
+                asked: fields.u64()?,
+                answered: fields.u64()?,
+                failures: fields.u64()?,
+                waiting: fields.u64()?,
+            }),
             other => return Err(BadWord::Kind(other)),
         };
         match fields.0.is_empty() {
@@ -194,6 +206,21 @@ impl AgentWord {
             AgentWord::Failed(error) => {
                 put_failure(&mut body, error);
                 5
+            }
+            AgentWord::Look(settings) => {
+                body.extend(settings);
+                6
+            }
+            AgentWord::Standing(figures) => {
+                for number in [
+                    figures.asked,
+                    figures.answered,
+                    figures.failures,
+                    figures.waiting,
+                ] {
+                    body.extend(number.to_le_bytes());
+                }
+                7
             }
         };
         let mut bytes = MAGIC.to_vec();
@@ -401,6 +428,13 @@ mod tests {
                     .because(cause)
                     .hint("free some space"),
             ),
+            AgentWord::Look([7; SETTINGS_BYTES]),
+            AgentWord::Standing(AgentFigures {
+                asked: 4,
+                answered: 3,
+                failures: 1,
+                waiting: 2,
+            }),
             AgentWord::Failed(CommandError::retry("ä".repeat(TEXT_BYTES_MAX))),
         ]
     }
@@ -456,7 +490,7 @@ mod tests {
 
     #[test]
     fn changed_words_are_refused_or_stand_in_the_same_bytes_again() {
-        for word in words().iter().take(5) {
+        for word in words().iter().take(7) {
             let bytes = word.to_bytes();
             for at in 0..bytes.len() {
                 for byte in [0, 1, 3, 255, bytes[at] ^ 32] {
