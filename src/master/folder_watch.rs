@@ -29,12 +29,20 @@ impl FolderWatch {
         FolderWatch(told.ok())
     }
 
-    /// Takes what was told so far.
-    pub(super) fn forget(&self) {
-        let mut events = [0_u8; EVENTS_BYTES];
+    /// Whether the kernel would tell.
+    pub(super) const fn is_heard(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Takes what was told so far; whether that was anything.
+    pub(super) fn forget(&self) -> bool {
+        let (mut events, mut is_told) = ([0_u8; EVENTS_BYTES], false);
         if let Some(told) = &self.0 {
-            while matches!(rustix::io::read(told, &mut events), Ok(1..)) {}
+            while matches!(rustix::io::read(told, &mut events), Ok(1..)) {
+                is_told = true;
+            }
         }
+        is_told
     }
 
     /// Returns when something is told, never if it cannot be. Nothing is lost when it is dropped.

@@ -92,6 +92,10 @@ async fn serve(
         early.pass_ended(begun, ticker.config.loop_delay, durable != had);
         let mut news = ticker.synchronous.news();
         let looks = durable.is_some() && news.is_none();
+        let next = match looks && ticker.has_all {
+            true => early.due_behind(begun, next),
+            false => next,
+        };
         // Once at least: however long a pass takes, what the receiver says meanwhile is heard.
         while !reload_asked {
             tokio::select! {
@@ -140,6 +144,8 @@ struct Ticker {
     /// What was said last, so that it is said once.
     state: String,
     failures: u32,
+    /// Whether the standby had all that the server had flushed when the last pass began.
+    has_all: bool,
     monitored: Arc<MonitoredSyncdaemon>,
     /// Whom `xarchive` asks.
     agent: Option<Agent>,
@@ -167,6 +173,7 @@ impl Ticker {
             shipper: None,
             state: String::new(),
             failures: 0,
+            has_all: false,
             monitored,
         }
     }
@@ -233,6 +240,7 @@ impl Ticker {
             self.synchronous.passed(&self.config, &mut shipper).await;
         }
         let flushed = Some(reach.bound).filter(|bound| *bound != Lsn(u64::MAX));
+        self.has_all = flushed.is_some_and(|flushed| flushed <= shipper.durable());
         self.tell_of_closed(&shipper, flushed);
         self.say_how(&shipper, is_down);
         self.shipper = Some(shipper);

@@ -6,6 +6,9 @@
 //! The kernel tells of a write, not of the flush behind it, so the first look comes a moment
 //! later. Where it finds nothing flushed the disk is slow, and it is repeated after twice the time,
 //! again and again until that time is `loop_delay`.
+//!
+//! Where the kernel has told of no write for a while, a pass that is due finds nothing: then one a second is made, for
+//! a flush that took so long, and for a server that became another's standby.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +20,12 @@ use crate::master::folder_watch::FolderWatch;
 /// How long a fast disk takes to flush what was just written.
 const FLUSH_FIRST: Duration = Duration::from_millis(2);
 
+/// So long after the last write its flush is over, as good as always.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
+
+/// Between passes while nothing is written.
+const QUIET_DELAY: Duration = Duration::from_secs(1);
+
 /// The passes that begin early.
 #[derive(Debug)]
 pub(super) struct WalWatch {
@@ -25,6 +34,8 @@ pub(super) struct WalWatch {
     /// What the next early look waits for the flush, if one comes without a further write.
     again: Option<Duration>,
     waited: Option<Duration>,
+    /// When the kernel told of a write last, or was first asked to.
+    written_at: Instant,
 }
 
 impl WalWatch {
@@ -35,12 +46,25 @@ impl WalWatch {
             not_before: Instant::now(),
             again: None,
             waited: None,
+            written_at: Instant::now(),
         }
     }
 
     /// A pass begins; it sees whatever was written by now.
     pub(super) fn pass_begins(&mut self) {
-        self.writes.forget();
+        if self.writes.forget() {
+            self.written_at = Instant::now();
+        }
+    }
+
+    /// When a pass is due at the latest behind one that began then and would be due then, and after which the standby
+    /// had all.
+    pub(super) fn due_behind(&self, begun: Instant, due: Instant) -> Instant {
+        let is_quiet = self.writes.is_heard() && self.written_at.elapsed() >= QUIET_AFTER;
+        match is_quiet {
+            true => due.max(begun + QUIET_DELAY),
+            false => due,
+        }
     }
 
     /// The pass that began then is over.
@@ -63,6 +87,7 @@ impl WalWatch {
             None => {
                 tokio::time::sleep_until(self.not_before.into()).await;
                 self.writes.told().await;
+                self.written_at = Instant::now();
                 FLUSH_FIRST
             }
         };
@@ -125,5 +150,24 @@ mod tests {
     async fn a_folder_that_cannot_be_watched_brings_none() {
         let mut early = WalWatch::watch(Path::new("/nowhere"));
         assert!(!comes(&mut early, LOOP_DELAY).await);
+        early.written_at -= QUIET_AFTER;
+        let begun = Instant::now();
+        assert_eq!(early.due_behind(begun, begun), begun, "nobody tells");
+    }
+
+    #[tokio::test]
+    async fn passes_are_rare_only_while_nothing_is_written() {
+        let pg_wal = tempfile::tempdir().unwrap();
+        let mut early = WalWatch::watch(pg_wal.path());
+        let begun = Instant::now();
+        let due = begun + LOOP_DELAY;
+        assert_eq!(early.due_behind(begun, due), due, "it has just begun");
+        early.written_at -= QUIET_AFTER;
+        assert_eq!(early.due_behind(begun, due), begun + QUIET_DELAY);
+        let late = begun + 2 * QUIET_DELAY;
+        assert_eq!(early.due_behind(begun, late), late);
+        std::fs::write(pg_wal.path().join("1"), b"record").unwrap();
+        early.pass_begins();
+        assert_eq!(early.due_behind(begun, due), due, "its flush is awaited");
     }
 }

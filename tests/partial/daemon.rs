@@ -214,3 +214,43 @@ fn fault_42_whatever_is_killed_shipping_goes_on_without_a_gap() {
         wait_until_shipped(&site, from);
     }
 }
+
+/// When the syncdaemon asked the server last; nothing while it does.
+fn asked_at(cluster: &Cluster) -> String {
+    cluster.psql(
+        "SELECT max(query_start) FROM pg_stat_activity WHERE query LIKE '%pg_current_wal_flush_lsn%' \
+         AND pid <> pg_backend_pid()",
+    )
+}
+
+#[test]
+fn a_server_that_writes_nothing_is_asked_once_a_second() {
+    skip_unless!(Cluster::available(15));
+    let mut site = Site::with_cluster(Cluster::builder().start());
+    site.master_set("loop_delay", "0.01");
+    let _daemon = Syncdaemon::start(&site);
+    let cluster = site.cluster();
+    cluster.psql("CREATE TABLE t (n int)");
+    // A checkpoint or a running transaction now and then writes all the same.
+    wait_for("rare questions", Duration::from_secs(120), || {
+        let mut asked: Vec<String> = (0..20)
+            .map(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                asked_at(cluster)
+            })
+            .collect();
+        asked.dedup();
+        (asked.len() <= 4).then_some(())
+    });
+    cluster.psql("INSERT INTO t VALUES (1)");
+    let written = cluster.psql("SELECT pg_current_wal_flush_lsn()");
+    wait_for(
+        "what is written after a rest",
+        Duration::from_secs(60),
+        || {
+            let held = site.overview().held?.1.to_string();
+            let sql = format!("SELECT '{held}'::pg_lsn >= '{written}'::pg_lsn");
+            (cluster.psql(&sql) == "t").then_some(())
+        },
+    );
+}
