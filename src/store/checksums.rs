@@ -13,6 +13,7 @@
 //! end open 0/2FFFFA8 after 0/2FFFF38  how a segment ends (`SegmentEnd`): here a record that begins at
 //!                                     0/2FFFFA8, behind the one at 0/2FFFF38, runs on into the next.
 //!                                     `end open LSN`, `end closed LSN`, `end inside`; no line if unknown
+//! records                             every record of it held when it was stored, by its own checksum
 //! found                               only if a start of the receiver found the file without a checksum
 //! by master (192.0.2.7:51234)         who brought it, if that is known; no line where nobody did
 //! check 01234567                      CRC-32 of the lines above
@@ -65,6 +66,8 @@ pub(crate) struct KeptChecksum {
     pub crc32: u32,
     /// How it ends, if it is a segment whose records were looked at.
     pub end: Option<SegmentEnd>,
+    /// Whether each of its records was found to be whole before it was acknowledged.
+    pub has_sound_records: bool,
     /// Whether this is how a start found it, without a checksum. Then it says that the file has not changed
     /// since, and not that it is what was acknowledged.
     pub is_found: bool,
@@ -110,6 +113,9 @@ impl KeptChecksum {
             }
             Some(SegmentEnd::Inside) => text += "end inside\n",
         }
+        if self.has_sound_records {
+            text += "records\n";
+        }
         if self.is_found {
             text += "found\n";
         }
@@ -139,12 +145,14 @@ impl KeptChecksum {
             Some(line) => Some(parse_end(line.strip_prefix("end ")?)?),
             None => None,
         };
+        let has_sound_records = rest.next_if_eq(&"records").is_some();
         let is_found = rest.next_if_eq(&"found").is_some();
         let _ = rest.next_if(|line| line.starts_with("by "));
         rest.next().is_none().then_some(KeptChecksum {
             len,
             crc32,
             end,
+            has_sound_records,
             is_found,
         })
     }
@@ -335,6 +343,7 @@ mod tests {
             len: 1 << 20,
             crc32: 0x89AB_CDEF,
             end,
+            has_sound_records: matches!(end, Some(SegmentEnd::Closed { .. })),
             is_found: end == Some(SegmentEnd::Inside),
         }
     }

@@ -187,6 +187,7 @@ mod tests {
                 len: 1 << 24,
                 crc32: 7,
                 end: Some(end),
+                has_sound_records: end != SegmentEnd::Inside,
                 is_found: end == SegmentEnd::Inside,
             };
             let text = kept.text(name, "db1").into_bytes();

@@ -194,6 +194,7 @@ impl Shared {
             len: durable.len(),
             crc32: durable.crc32(),
             end: joined.end,
+            has_sound_records: joined.end.is_some() && joined.verify == Verify::Records,
             is_found: false,
         };
         self.checksums.keep(durable.name(), &kept, by);

@@ -1,7 +1,7 @@
 //! The archive as those see it who only read: a recovering PostgreSQL's commands.
 //! Never takes the lock, never changes or sets aside anything, so it works beside a running
-//! receiver. Invariant: what it hands out was checked record by record on the way, is what was
-//! acknowledged, and goes on with the segment before it.
+//! receiver. Invariant: what it hands out is what was acknowledged, was checked record by record then or now, and
+//! goes on with the segment before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,7 +14,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegme
 use super::apart_notes::{self, ApartNote};
 use super::beside::damaged_copy_of;
 use super::binding::{Binding, Marker, MarkerRole};
-use super::checksums::Checksums;
+use super::checksums::{Checksums, KeptChecksum};
 use super::disk::{Disk, FileStat};
 use super::error::StoreError;
 use super::finished::FinishedFile;
@@ -23,10 +23,13 @@ use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
 use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress};
 use super::map_notes;
-use super::partial::PartialEnd;
+use super::obstacle_notes;
+use super::partial::{PartialEnd, acknowledged};
 use super::proof::{Prover, WalProof};
 use super::segment_runs::SegmentRuns;
+use crate::files::FileId;
 use crate::wal::history::History;
+use crate::wal::joint::SegmentEnd;
 use crate::wal::obstacle::Obstacles;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::{SegmentCheck, Verify, WalSummary};
@@ -59,6 +62,41 @@ struct Alone {
     digest: (u64, u32),
     /// What its records change, if that was wanted.
     map: Option<SegmentMap>,
+}
+
+/// A segment as it was when it was stored.
+struct ProvenSegment {
+    kept: KeptChecksum,
+    /// What replay may not get past in it.
+    obstacles: Obstacles,
+}
+
+/// What a file turned out to be that was handed out.
+struct ReadOnce {
+    /// Whether one record fills it.
+    is_filled: bool,
+    is_as_kept: bool,
+    obstacles: Obstacles,
+}
+
+impl From<ProvenSegment> for ReadOnce {
+    fn from(proven: ProvenSegment) -> ReadOnce {
+        ReadOnce {
+            is_filled: proven.kept.end == Some(SegmentEnd::Inside),
+            is_as_kept: true,
+            obstacles: proven.obstacles,
+        }
+    }
+}
+
+impl From<Alone> for ReadOnce {
+    fn from(alone: Alone) -> ReadOnce {
+        ReadOnce {
+            is_filled: (alone.wal).is_some_and(|wal| wal.records == 0 && wal.continues),
+            is_as_kept: alone.is_as_kept,
+            obstacles: alone.obstacles,
+        }
+    }
 }
 
 /// Whether whoever reads a segment has read the one before it.
@@ -382,8 +420,9 @@ impl ArchiveReader {
 }
 
 impl Stored {
-    /// Hands the file to `each` piece by piece, each piece checked before it is handed on; ends
-    /// early, with an error, when `each` has seen enough. Says what replay may not get past in it.
+    /// Hands the file to `each` piece by piece; ends early, with an error, when `each` has seen enough. Says what
+    /// replay may not get past in it. A segment whose records all held when it was stored is compared with what it
+    /// was then; the records of any other are gone through.
     ///
     /// # Errors
     /// What is wrong with the file, or with how it goes on with the segment before. What was handed over by
@@ -393,17 +432,24 @@ impl Stored {
         before: SegmentBefore<'_>,
         each: impl FnMut(&[u8]) -> bool,
     ) -> Result<Obstacles, StoreError> {
-        let Alone {
-            wal,
+        let read = match self.proven()? {
+            Some(proven) => self.read_proven(proven, each)?,
+            None => self.read_alone(false, each)?.into(),
+        };
+        self.joined(read, before)
+    }
+
+    /// What replay may not get past in it, the record that crosses its beginning included.
+    fn joined(&self, read: ReadOnce, before: SegmentBefore<'_>) -> Result<Obstacles, StoreError> {
+        let ReadOnce {
+            is_filled,
             is_as_kept,
             mut obstacles,
-            ..
-        } = self.read_alone(false, each)?;
+        } = read;
         let WalFileName::Segment(segment) = self.name else {
             return Ok(obstacles);
         };
         // What one record fills is checked where that ends.
-        let is_filled = wal.is_some_and(|wal| wal.records == 0 && wal.continues);
         if is_filled || matches!(before, SegmentBefore::NotRead) {
             return Ok(obstacles);
         }
@@ -417,6 +463,53 @@ impl Stored {
             (Err(error), _) => return Err(error),
         }
         Ok(obstacles)
+    }
+
+    /// What a segment was when it was stored, if each of its records was looked at then.
+    fn proven(&self) -> Result<Option<ProvenSegment>, StoreError> {
+        let WalFileName::Segment(segment) = self.name else {
+            return Ok(None);
+        };
+        let kept = self.checksums.read(self.name);
+        let Some(kept) = kept.filter(|kept| kept.has_sound_records && !kept.is_found) else {
+            return Ok(None);
+        };
+        let Some(noted) = obstacle_notes::noted(&self.folder, segment)? else {
+            return Ok(None);
+        };
+        // A record that runs on into the next segment is none of this one's, though it may be noted with it.
+        let start = segment.start(self.binding.segment_size).unwrap_or_default();
+        let end = match kept.end {
+            Some(SegmentEnd::Open { begins, .. }) => begins,
+            _ => Lsn(u64::MAX),
+        };
+        let mut obstacles = Obstacles::default();
+        noted
+            .between(start, end)
+            .for_each(|met| obstacles.add(met.clone()));
+        Ok(Some(ProvenSegment { kept, obstacles }))
+    }
+
+    /// Hands out a segment whose records held when it was stored, and compares it with what it was.
+    fn read_proven(
+        &self,
+        proven: ProvenSegment,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<ReadOnce, StoreError> {
+        let kept = proven.kept;
+        let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
+        self.folder.read_finished(&self.file, |bytes| {
+            crc.update(bytes);
+            len += bytes.len() as u64;
+            each(bytes)
+        })?;
+        if let Some(why) = kept.contradicts(len, crc.finalize()) {
+            // Where it is damaged is what somebody will want to know.
+            self.read_alone(false, |_| true)?;
+            let name = self.name;
+            return Err(StoreError::Damaged { name, why });
+        }
+        Ok(proven.into())
     }
 
     /// What the records of a segment change: as it is kept, or else the segment is read for it, and it is kept.
@@ -506,6 +599,38 @@ impl Stored {
         Err(StoreError::Damaged { name, why })
     }
 
+    /// What replay may not get past in it, if that is known without reading it, and how it goes on with the segment
+    /// before; nothing if it has to be read.
+    ///
+    /// # Errors
+    /// It does not go on with the segment before.
+    pub fn obstacles_unread(
+        &self,
+        before: SegmentBefore<'_>,
+    ) -> Result<Option<Obstacles>, StoreError> {
+        match self.proven()? {
+            Some(proven) => self.joined(proven.into(), before).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether each of its records was looked at when it was stored, so that it need not be gone through.
+    pub fn is_proven(&self) -> Result<bool, StoreError> {
+        Ok(self.proven()?.is_some())
+    }
+
+    /// A name for a copy of it, which tells the stored file as it is, under this boot of the kernel, from any other;
+    /// nothing where the system does not tell that.
+    pub fn stamp(&self) -> Option<String> {
+        let stat = self.folder.disk.stat(self.file.handle()).ok()?;
+        let boot = acknowledged::boot();
+        let FileId { device, inode } = stat.identity;
+        let (len, modified, changed) = (stat.len, stat.modified_ns, stat.changed_ns);
+        let name = self.name;
+        (!boot.is_empty())
+            .then(|| format!("{name}.{boot}.{device:x}.{inode:x}.{len:x}.{modified:x}.{changed:x}"))
+    }
+
     /// Hands its bytes to `each` until that has seen enough, for a caller that has them checked already or checks
     /// them itself.
     pub fn read_unchecked(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
@@ -523,8 +648,10 @@ impl Stored {
 mod tests {
     use super::*;
     use crate::store::testing::{
-        assert_stored, history_file, names, new_archive, open, real, scratch_folder, segment,
+        BINDING, Sample, assert_stored, history_file, names, new_archive, open, real,
+        scratch_folder, segment,
     };
+    use crate::wal::writer::WalWriter;
 
     fn name(text: &str) -> WalFileName {
         text.parse().unwrap()
@@ -573,6 +700,102 @@ mod tests {
                 .unwrap_err();
             assert_eq!(names(&places), [sample.name.to_string()]);
         }
+    }
+
+    /// Segments with records that replay may not get past in them and across their ends.
+    fn segments_with_obstacles() -> Vec<Sample> {
+        let first: SegmentName = "000000010000000000000003".parse().unwrap();
+        let mut writer = WalWriter::new(first, BINDING.segment_size, BINDING.system_id, 15);
+        let size = usize::try_from(BINDING.segment_size.bytes()).unwrap();
+        writer.record(130, 0, &[7; 40]);
+        writer.record(131, 0, &vec![7; size]);
+        writer.record(132, 0, &[7; 40]);
+        writer.record(133, 0, &vec![7; size * 2]);
+        writer.record(134, 0, &[7; 40]);
+        writer.switch();
+        let mut segments = Vec::new();
+        let mut name = Some(first);
+        for bytes in writer.bytes().chunks(size) {
+            let segment = name.unwrap();
+            segments.push(Sample {
+                name: WalFileName::Segment(segment),
+                bytes: bytes.to_vec(),
+            });
+            name = segment.next(BINDING.segment_size);
+        }
+        segments
+    }
+
+    #[test]
+    fn fault_283_what_is_noted_of_a_segment_is_what_its_records_say() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let segments = segments_with_obstacles();
+        // The last comes first, so that what crosses is noted beside either.
+        for sample in segments.iter().skip(1).chain(&segments[..1]) {
+            assert_stored(&archive, sample);
+        }
+        archive.note_older_obstacles(&|| false).unwrap();
+        let read = |sample: &Sample, is_proven: bool| {
+            let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
+            let stored = reader.find(sample.name).unwrap().unwrap();
+            assert_eq!(
+                stored.proven().unwrap().is_some(),
+                is_proven,
+                "{}",
+                sample.name
+            );
+            let mut bytes = Vec::new();
+            let obstacles = stored.read_verified(SegmentBefore::Read, |piece| {
+                bytes.extend_from_slice(piece);
+                true
+            });
+            assert_eq!(bytes, sample.bytes);
+            obstacles.unwrap().all().to_vec()
+        };
+        let noted: Vec<_> = segments.iter().map(|sample| read(sample, true)).collect();
+        assert!(noted.iter().flatten().count() >= 5, "{noted:?}");
+        // As where nobody knows that its records held.
+        let checksums = places.completed_wals.join(".checksums");
+        std::fs::remove_dir_all(checksums).unwrap();
+        for (sample, noted) in segments.iter().zip(noted) {
+            assert_eq!(read(sample, false), noted, "{}", sample.name);
+        }
+    }
+
+    #[test]
+    fn fault_283_a_segment_is_gone_through_unless_all_that_was_noted_is_there() {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open(&places);
+        let (sample, other) = (segment(3, 1), segment(4, 1));
+        assert_stored(&archive, &sample);
+        let mut incoming = archive
+            .begin(other.name, other.len(), Verify::Headers)
+            .unwrap();
+        incoming.write(&other.bytes).unwrap();
+        incoming.seal(other.len(), other.crc32()).unwrap();
+        let is_proven = |sample: &Sample| {
+            let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
+            let stored = reader.find(sample.name).unwrap().unwrap();
+            let proven = stored.proven().unwrap().is_some();
+            stored.read_verified(SegmentBefore::Read, |_| true).unwrap();
+            proven
+        };
+        assert!(is_proven(&sample));
+        std::fs::remove_file(places.completed_wals.join(".obstacles/walked")).unwrap();
+        assert!(!is_proven(&sample), "nobody looked for older ones yet");
+        archive.note_older_obstacles(&|| false).unwrap();
+        assert!(is_proven(&sample));
+        assert!(!is_proven(&other), "only its headers were looked at");
+        let WalFileName::Segment(segment) = sample.name else {
+            unreachable!("it is one")
+        };
+        obstacle_notes::doubt(&archive.shared.completed, segment).unwrap();
+        assert!(!is_proven(&sample), "its note is doubted");
+        obstacle_notes::renew(&archive.shared.completed, segment, BINDING.segment_size).unwrap();
+        assert!(is_proven(&sample));
     }
 
     #[test]

@@ -333,6 +333,7 @@ impl FinishedCheck<'_> {
                 len: content.len,
                 crc32: content.crc32,
                 end: scanner.map(SegmentEnd::of),
+                has_sound_records: false,
                 is_found: true,
             };
             self.checksums.keep(name, &found, "");
