@@ -121,6 +121,38 @@ pub(crate) fn finish(site: &Site) -> String {
     newest_segment(site)
 }
 
+#[test]
+fn a_standby_far_behind_replays_segments_that_lie_ready() {
+    skip_unless!(Cluster::available(15));
+    let mut site = master(15);
+    let (walmgr, ini) = (walmgr_binary().display(), site.standby_ini().display());
+    let command = format!("restore_command = '{walmgr} -v -v {ini} xrestore %f %p %r'");
+    let mut standby = copy_of_master(&mut site, "behind", &["hot_standby = on", &command]);
+    signal_file(&standby, "standby.signal");
+    site.standby_set("slave_data", &standby.data().display().to_string());
+    for round in 0..12 {
+        let sql =
+            format!("CREATE TABLE round_{round} AS SELECT 1 AS n FROM generate_series(1, 20000)");
+        site.cluster().psql(&sql);
+        site.cluster().switch_wal();
+    }
+    let last = finish(&site);
+    standby.start();
+    wait_until_restored(&standby, &last);
+    let ready = standby
+        .log()
+        .matches("lay ready for pg_wal/RECOVERYXLOG")
+        .count();
+    assert!(ready >= 2, "{ready} lay ready:\n{}", standby.log());
+    wait_for("the last table", Duration::from_secs(60), || {
+        standby.try_psql("TABLE round_11 LIMIT 1").ok()
+    });
+    // It asks in vain for the next one.
+    wait_for("nothing that lies ready", Duration::from_secs(60), || {
+        (!standby.data().join("pg_wal/.walmgr").exists()).then_some(())
+    });
+}
+
 fn pgbench(site: &Site, seconds: &str) {
     site.cluster().pgbench(&["-n", "-c", "2", "-T", seconds]);
 }

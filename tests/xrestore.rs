@@ -2,8 +2,9 @@
 //! Never trusts an exit code alone: what lies under PATH is looked at too.
 //! Invariant: 0 means the stored bytes, anything else means no file.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -621,4 +622,120 @@ fn fault_74_signals_are_254() {
         let ended = code(waiting);
         assert!(ended.fail(254).contains("stopped by SIG"));
     }
+}
+
+/// A standby whose server asks, with segments from this one on.
+fn asking_server(segments: std::ops::Range<u64>) -> (Standby, Vec<String>) {
+    let standby = Standby::new();
+    let names = segments.map(|number| standby.store(number)).collect();
+    fs::write(standby.data.join("PG_VERSION"), "15\n").unwrap();
+    let left = format!("{}\n{}\n1700000000\n", i32::MAX, standby.data.display());
+    fs::write(standby.data.join("postmaster.pid"), left).unwrap();
+    give_to_server(&standby.data);
+    (standby, names)
+}
+
+/// What lies ready for its server, by the name of the segment.
+fn laid(standby: &Standby) -> BTreeMap<String, PathBuf> {
+    let found = fs::read_dir(standby.data.join("pg_wal/.walmgr")).into_iter();
+    let paths = found.flatten().flatten().map(|entry| entry.path());
+    let named = paths.map(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        (name.split('.').next().unwrap().to_owned(), path)
+    });
+    named.collect()
+}
+
+fn wait_until_laid(standby: &Standby, names: &[String]) -> BTreeMap<String, PathBuf> {
+    wait_for("segments that lie ready", PATIENCE, || {
+        let laid = laid(standby);
+        laid.keys().eq(names).then_some(laid)
+    })
+}
+
+/// Has the segment handed out; which file it is then.
+#[track_caller]
+fn handed_out(standby: &Standby, name: &str) -> u64 {
+    Output::of(&mut standby.command(name)).succeed();
+    let restored = standby.restored();
+    assert!(fs::read(&restored).unwrap() == standby.site.archived(name));
+    let file = fs::metadata(&restored).unwrap().ino();
+    fs::remove_file(restored).unwrap();
+    file
+}
+
+#[test]
+fn fault_284_a_segment_that_lies_ready_is_handed_out_by_its_name() {
+    let _user = skip_unless!(server_user());
+    let (standby, names) = asking_server(2..9);
+    handed_out(&standby, &names[0]);
+    let ready = wait_until_laid(&standby, &names[1..5]);
+    let file = fs::metadata(&ready[&names[1]]).unwrap().ino();
+    assert_eq!(handed_out(&standby, &names[1]), file);
+    // PostgreSQL asks for a history when it comes to the end.
+    let history = Output::of(&mut standby.command("00000009.history"));
+    assert_eq!(history.code, Some(1));
+    assert!(!standby.data.join("pg_wal/.walmgr").exists());
+    standby.site.standby_command(&["pause"]).succeed();
+    standby.site.standby_command(&["continue"]).succeed();
+    handed_out(&standby, &names[2]);
+    wait_until_laid(&standby, &names[3..7]);
+    // Nothing lies behind the last.
+    handed_out(&standby, &names[6]);
+    assert!(laid(&standby).len() <= 4);
+}
+
+#[test]
+fn fault_284_what_lies_there_counts_only_as_the_copy_of_what_is_stored() {
+    let _user = skip_unless!(server_user());
+    let (standby, names) = asking_server(2..9);
+    handed_out(&standby, &names[0]);
+    let ready = wait_until_laid(&standby, &names[1..5]);
+    let file = |name: &String| fs::metadata(&ready[name]).unwrap().ino();
+    let files: Vec<u64> = names[1..5].iter().map(file).collect();
+    // The archive has another file of that name, with the same content.
+    let stored = standby.site.stored_path(&names[1]);
+    let content = fs::read(&stored).unwrap();
+    fs::remove_file(&stored).unwrap();
+    fs::write(&stored, content).unwrap();
+    give_to_server(&stored);
+    // Torn, and of another boot of the kernel.
+    let torn = fs::OpenOptions::new().write(true).open(&ready[&names[2]]);
+    torn.unwrap().set_len(8192).unwrap();
+    let name = ready[&names[3]].file_name().unwrap().to_str().unwrap();
+    let other = ready[&names[3]].with_file_name(name.replacen('-', "0", 1));
+    fs::write(&ready[&names[3]], "torn").unwrap();
+    fs::rename(&ready[&names[3]], other).unwrap();
+    // A file that somebody else can still write to.
+    fs::hard_link(&ready[&names[4]], standby.data.join("second")).unwrap();
+    // Nobody lays any more.
+    let folder = fs::File::open(standby.data.join("pg_wal/.walmgr")).unwrap();
+    folder.lock().unwrap();
+    for (name, file) in names[1..5].iter().zip(files) {
+        assert_ne!(handed_out(&standby, name), file, "{name}");
+    }
+}
+
+#[test]
+fn fault_284_whoever_lays_segments_may_be_killed_at_any_step() {
+    let _user = skip_unless!(server_user());
+    let (standby, names) = asking_server(2..8);
+    let mut kills = 0;
+    for (call, occurrences) in [("/rename.*", 4), ("write", 12), ("mkdir", 1), ("flock", 1)] {
+        for when in 1..=occurrences {
+            let mut command = standby.command(&names[0]);
+            command.arg("--lay-behind");
+            let strace = skip_unless!(Strace::available())
+                .unprivileged()
+                .inject(&format!("{call}:signal=KILL:when={when}"));
+            let mut traced = strace.wrap(&command);
+            traced.current_dir(&standby.data);
+            kills += u32::from(Output::of(&mut traced).code != Some(0));
+            for name in &names[1..3] {
+                handed_out(&standby, name);
+            }
+            fs::remove_dir_all(standby.data.join("pg_wal/.walmgr")).ok();
+        }
+    }
+    assert!(kills >= 10, "{kills}");
 }

@@ -244,7 +244,7 @@ pub(super) fn run_command(
         (Master(own), Command::ListBackups(_)) => master::listbackups::run(own, options),
         (Master(own), Command::Status(typed)) => master::status::run(own, options, typed),
         (Master(own), Command::Restore(typed)) => master::restore::run(own, options, typed),
-        (Master(own), Command::Xrestore(typed)) if typed.is_for_drill => {
+        (Master(own), Command::Xrestore(typed)) if typed.is_for_drill || typed.lays_behind => {
             Err(wrong_side(word, "standby", &own.path))
         }
         (Master(own), Command::Xrestore(typed)) => {
@@ -269,6 +269,9 @@ pub(super) fn run_command(
         }
         (Standby(own), Command::Xrestore(typed)) if typed.is_for_drill => {
             standby::xrestore::run_for_drill(own, typed.name, &typed.path)
+        }
+        (Standby(own), Command::Xrestore(typed)) if typed.lays_behind => {
+            standby::xrestore::lay_behind(own, typed.name, &typed.path)
         }
         (Standby(own), Command::Xrestore(typed)) => {
             standby::xrestore::run(own, options, typed.name, &typed.path)

@@ -329,7 +329,7 @@ mod tests {
             slave_stop_cmd slave_start_cmd slave slave_pg_xlog walmgr_data completed_wals \
             partial_wals full_backup config_backup keep_backups keep_minimum_age backup_datadir archive_command \
             primary_conninfo listen tls tls_key tls_cert tls_ca authorized_keys authorized_names max_connections \
-            on_corrupt restore_wait log_format metrics_listen";
+            on_corrupt restore_ahead restore_wait log_format metrics_listen";
         for (names, side) in [(master, Side::Master), (standby, Side::Standby)] {
             for name in names.split_whitespace() {
                 assert!(row(name, side).is_some(), "{name} for the {}", side.word());

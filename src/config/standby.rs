@@ -163,6 +163,8 @@ pub struct StandbyConfig {
     pub verify_again_after: Duration,
     /// What `xrestore` does about a damaged file.
     pub on_corrupt: OnCorrupt,
+    /// How many segments `xrestore` lays ready.
+    pub restore_ahead: u32,
     /// How long `xrestore` waits for a file.
     pub restore_wait: Duration,
     /// Where a drill makes its directory.
@@ -275,6 +277,7 @@ impl StandbyConfig {
                 "stall" => OnCorrupt::Stall,
                 _ => OnCorrupt::Stop,
             },
+            restore_ahead: settings.number("restore_ahead")?,
             restore_wait: settings.duration("restore_wait")?,
             drill_directory: settings.path("drill_directory"),
             drill_sql: settings.text("drill_sql")?,

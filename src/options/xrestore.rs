@@ -23,4 +23,7 @@ pub(crate) struct XrestoreArgs {
     /// For the server of a drill, whose `restore_command` has it
     #[arg(long = "drill", hide = true)]
     pub is_for_drill: bool,
+    /// For the process that lays the segments behind NAME ready, which `xrestore` begins itself
+    #[arg(long = "lay-behind", hide = true)]
+    pub lays_behind: bool,
 }

@@ -13,6 +13,7 @@
 //! (`KeepFileRestoredFromArchive`), and the archive has it anyway.
 
 mod for_drill;
+mod laid_ready;
 pub(crate) mod tablespaces;
 
 use std::io;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
+use self::laid_ready::{LaidReady, LaidSegment};
 use crate::config::{OnCorrupt, StandbyConfig};
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files::{self, HandedOver};
@@ -70,6 +72,16 @@ pub fn run(
 /// Hands over one file to the server of a drill.
 pub(crate) fn run_for_drill(config: &StandbyConfig, name: WalFileName, path: &Path) -> Result<()> {
     RestoreCall::new(config, name, path, true)?.run_for_drill()
+}
+
+/// Lays the segments behind one ready for the server that has asked for it.
+pub(crate) fn lay_behind(config: &StandbyConfig, name: WalFileName, path: &Path) -> Result<()> {
+    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk));
+    let archive = archive.map_err(|error| failed("open the archive", &error))?;
+    match (name, LaidReady::beside(config, &archive, path)) {
+        (WalFileName::Segment(segment), Some(laid)) => laid.lay(segment),
+        _ => Ok(()),
+    }
 }
 
 /// One call of the command.
@@ -166,6 +178,7 @@ impl RestoreCall<'_> {
             match look {
                 ArchiveLook::Served => {
                     self.note(|answers, _| answers.served());
+                    self.lay_behind();
                     return Ok(());
                 }
                 ArchiveLook::Held => self.wait_out_pause(&mut patience)?,
@@ -176,7 +189,10 @@ impl RestoreCall<'_> {
                     self.wait(&patience, left)?;
                 }
                 ArchiveLook::Absent if self.is_overtaken(stop)? => {}
-                ArchiveLook::Absent => return Err(absent(self.name)),
+                ArchiveLook::Absent => {
+                    self.laid_ready().iter().for_each(LaidReady::clear);
+                    return Err(absent(self.name));
+                }
                 // It asks again, and opens for nobody but a boot, which looks for gaps itself.
                 ArchiveLook::Gap(_) if waits && self.is_overtaken(stop)? => {}
                 ArchiveLook::Gap(error) if waits => {
@@ -189,6 +205,26 @@ impl RestoreCall<'_> {
                 }
             }
         }
+    }
+
+    /// Has the next segments laid ready, or removes what lies there: PostgreSQL asks for a history before it begins to
+    /// replay a timeline and when it ends.
+    fn lay_behind(&self) {
+        let Some(laid) = self.laid_ready() else {
+            return;
+        };
+        match self.name {
+            WalFileName::Segment(segment) => laid.lay_behind(segment, self.path),
+            _ => laid.clear(),
+        }
+    }
+
+    /// Where segments lie ready for the server that asks; nothing for a person and for a drill.
+    fn laid_ready(&self) -> Option<LaidReady<'_>> {
+        self.asker.server()?;
+        let is_wanted = !self.is_for_drill && self.data.is_some();
+        let laid = is_wanted.then(|| LaidReady::beside(self.config, &self.archive, self.path));
+        laid.flatten()
     }
 
     /// History files are served and missed at once: PostgreSQL asks for many that do not exist.
@@ -375,7 +411,38 @@ impl RestoreCall<'_> {
             true => SegmentBefore::NotRead,
             false => SegmentBefore::Read,
         };
+        if let Some(laid) = self.laid_ready().and_then(|laid| laid.copy_of(stored)) {
+            match stored.obstacles_unread(before) {
+                Ok(Some(obstacles)) => return self.hand_over_laid(laid, obstacles, stored, before),
+                Ok(None) => {}
+                Err(error) => return Ok(ArchiveLook::Unfit(self.unreadable(&error))),
+            }
+        }
         self.hand_over(|each| stored.read_verified(before, each))
+    }
+
+    /// Hands over a copy that lies ready; where it cannot be had, the stored one.
+    fn hand_over_laid(
+        &self,
+        laid: LaidSegment,
+        mut obstacles: Obstacles,
+        stored: &Stored,
+        before: SegmentBefore<'_>,
+    ) -> Result<ArchiveLook> {
+        let mut read = Ok(());
+        if let Some((mut walk, boundary)) = self.crossing() {
+            read = laid.read(|bytes| walk.cross(boundary, bytes));
+            obstacles.add_before(walk.obstacles(), boundary);
+        }
+        if let Some(error) = self.held_back(&obstacles) {
+            return Ok(ArchiveLook::Unfit(error));
+        }
+        if let Err(error) = read.and_then(|()| laid.put_in_place(self.path)) {
+            tracing::debug!("{} lies ready and is read all the same: {error}", self.name);
+            return self.hand_over(|each| stored.read_verified(before, each));
+        }
+        tracing::info!("{} lay ready for {}", self.name, self.path.display());
+        Ok(ArchiveLook::Served)
     }
 
     /// Whether our PostgreSQL's recovery begins within this segment, so that it reads none before.
@@ -402,13 +469,14 @@ impl RestoreCall<'_> {
     }
 
     /// From within the record that the server has begun in the segment before: that may have been streamed
-    /// and never archived.
-    fn crossing(&self) -> Option<ObstacleWalk> {
+    /// and never archived. With where this segment begins.
+    fn crossing(&self) -> Option<(ObstacleWalk, Lsn)> {
         let WalFileName::Segment(segment) = self.name else {
             return None;
         };
         let size = self.archive.binding().segment_size;
-        crossing::before(self.data.as_deref()?, segment, size)
+        let walk = crossing::before(self.data.as_deref()?, segment, size)?;
+        Some((walk, segment.start(size)?))
     }
 
     fn hand_over(
@@ -420,8 +488,11 @@ impl RestoreCall<'_> {
         let mut copy = begun.at(Kind::Retry, "create a file beside", self.path)?;
         let mut written = Ok(());
         let mut crossing = self.crossing();
+        let mut crosses = crossing.is_some();
         let verified = read(&mut |bytes| {
-            crossing.iter_mut().for_each(|walk| walk.update(bytes));
+            if let Some((walk, boundary)) = crossing.as_mut().filter(|_| crosses) {
+                crosses = walk.cross(*boundary, bytes);
+            }
             written = copy.append(bytes);
             written.is_ok()
         });
@@ -430,8 +501,8 @@ impl RestoreCall<'_> {
             Ok(obstacles) => obstacles,
             Err(error) => return Ok(ArchiveLook::Unfit(self.unreadable(&error))),
         };
-        if let Some(crossing) = crossing {
-            obstacles.add_before(crossing.obstacles(), Lsn(u64::MAX));
+        if let Some((walk, boundary)) = crossing {
+            obstacles.add_before(walk.obstacles(), boundary);
         }
         if let Some(error) = self.held_back(&obstacles) {
             return Ok(ArchiveLook::Unfit(error));

@@ -1,0 +1,237 @@
+//! Segments that lie ready in the server's `pg_wal` while it replays the ones before them: a call then only renames one.
+//! Never says whether a segment may be handed out; the call does, as for any other. Invariant: what lies there is a
+//! whole copy of a file of the archive that has not changed since, made under this boot of the kernel.
+//!
+//! # In `pg_wal`
+//!
+//! ```text
+//! .walmgr/NAME.STAMP     a segment; STAMP tells the file of the archive that it was copied from, as it was, and the
+//!                        boot of the kernel (`Stored::stamp`)
+//! ```
+//!
+//! A process of its own lays them: it begins when a segment has been handed out and the next ones are in the archive,
+//! lays as many as `restore_ahead` says, and ends. It changes nothing else, so it may be killed at any moment: of what
+//! it had begun a temporary is left, which the next one removes. PostgreSQL knows nothing of the folder.
+//!
+//! Copies are not synced. After a power cut one may be torn, but its stamp is then one of another boot, and nobody takes
+//! it. A file of the archive that changes has another stamp as well. When PostgreSQL asks for a history, or for what is not there, replay of
+//! the archive has come to an end, and the folder goes.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::geteuid;
+use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
+
+use crate::config::StandbyConfig;
+use crate::error::{IoContext, Kind, Result};
+use crate::files::{self, HandedOver};
+use crate::pg::layout;
+use crate::shell;
+use crate::store::{ArchiveReader, SegmentBefore, Stored};
+
+/// The folder in `pg_wal`.
+const FOLDER: &str = ".walmgr";
+
+/// Room that is left to the server on the file system of `pg_wal`, in segments beside those that are laid.
+const SPARE_SEGMENTS: u64 = 8;
+
+/// Where segments lie ready for one server.
+pub(super) struct LaidReady<'a> {
+    config: &'a StandbyConfig,
+    archive: &'a ArchiveReader,
+    folder: PathBuf,
+}
+
+impl<'a> LaidReady<'a> {
+    /// Beside the path that PostgreSQL asks for a segment under; nothing where that is not in its `pg_wal`.
+    pub(super) fn beside(
+        config: &'a StandbyConfig,
+        archive: &'a ArchiveReader,
+        path: &Path,
+    ) -> Option<LaidReady<'a>> {
+        let above = path.parent()?;
+        let is_in_pg_wal = above.file_name() == Some(OsStr::new(layout::PG_WAL));
+        (config.restore_ahead > 0 && is_in_pg_wal).then(|| LaidReady {
+            config,
+            archive,
+            folder: above.join(FOLDER),
+        })
+    }
+
+    /// The copy of a stored segment, if one lies ready.
+    pub(super) fn copy_of(&self, stored: &Stored) -> Option<LaidSegment> {
+        let path = self.path_of(stored)?;
+        let file = files::open_at_once(&path).ok()?;
+        let found = file.metadata().ok()?;
+        let is_whole = found.is_file() && found.len() == self.size().bytes();
+        let is_ours = found.uid() == geteuid().as_raw() && found.nlink() == 1;
+        (is_whole && is_ours).then_some(LaidSegment { path, file })
+    }
+
+    /// Has the segments behind this one laid, if they are in the archive and do not lie ready yet.
+    pub(super) fn lay_behind(&self, segment: SegmentName, path: &Path) {
+        // Two at a time, as whoever lays them has to be begun.
+        let some = usize::try_from(self.config.restore_ahead).map_or(2, |ahead| ahead.min(2));
+        let mut next = Behind(segment, self.size()).take(some);
+        if !next.any(|segment| self.is_to_be_laid(segment)) {
+            return;
+        }
+        let Ok(program) = shell::this_program() else {
+            return;
+        };
+        let laying = Command::new(program)
+            .arg("-q")
+            .arg(&self.config.path)
+            .args(["xrestore", "--lay-behind"])
+            .arg(segment.to_string())
+            .arg(path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        if let Err(error) = laying {
+            tracing::debug!("no segment is laid ready: {error}");
+        }
+    }
+
+    fn is_to_be_laid(&self, segment: SegmentName) -> bool {
+        let found = self.archive.find(WalFileName::Segment(segment));
+        found.is_ok_and(|found| {
+            found.is_some_and(|stored| (self.path_of(&stored)).is_some_and(|path| !path.exists()))
+        })
+    }
+
+    /// Lays the segments behind this one, which PostgreSQL has.
+    pub(super) fn lay(&self, segment: SegmentName) -> Result<()> {
+        self.make_folder()?;
+        // Whoever is at it goes on with the next ones when he is asked again.
+        let Some(_lock) = files::try_lock(Kind::Retry, &self.folder)? else {
+            return Ok(());
+        };
+        let ahead = usize::try_from(self.config.restore_ahead).unwrap_or(usize::MAX);
+        let mut wanted = Vec::new();
+        for next in Behind(segment, self.size()).take(ahead) {
+            let found = self.archive.find(WalFileName::Segment(next));
+            let Ok(Some(stored)) = found else { break };
+            let Some(path) = self.path_of(&stored) else {
+                break;
+            };
+            wanted.push((stored, path));
+        }
+        self.remove_all_but(&wanted)?;
+        for (stored, path) in wanted {
+            let lies_there = path.exists() || (self.has_room()? && copy(&stored, &path)?);
+            if !lies_there {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything: replay of the archive has come to an end, for now or for good.
+    pub(super) fn clear(&self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::debug!("remove {}: {error}", self.folder.display());
+        }
+    }
+
+    fn size(&self) -> WalSegmentSize {
+        self.archive.binding().segment_size
+    }
+
+    fn path_of(&self, stored: &Stored) -> Option<PathBuf> {
+        let name = stored.stamp()?;
+        Some(self.folder.join(name))
+    }
+
+    fn make_folder(&self) -> Result<()> {
+        match std::fs::DirBuilder::new().mode(0o700).create(&self.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(error).at(Kind::Retry, "create", &self.folder)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_all_but(&self, wanted: &[(Stored, PathBuf)]) -> Result<()> {
+        let entries = std::fs::read_dir(&self.folder).at(Kind::Retry, "list", &self.folder)?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if !wanted.iter().any(|(_, wanted)| *wanted == path) {
+                files::remove_any(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> Result<bool> {
+        let found = rustix::fs::statvfs(&self.folder).map_err(std::io::Error::from);
+        let found = found.at(Kind::Retry, "look at", &self.folder)?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        Ok(free >= self.size().bytes() * (SPARE_SEGMENTS + 1))
+    }
+}
+
+/// Copies a stored segment, unless it would have to be gone through for that: then whoever asks for it does.
+fn copy(stored: &Stored, path: &Path) -> Result<bool> {
+    if !stored.is_proven().unwrap_or(false) {
+        return Ok(false);
+    }
+    let mut copy = HandedOver::begin(path).at(Kind::Retry, "create a file beside", path)?;
+    let mut written = Ok(());
+    let read = stored.read_verified(SegmentBefore::NotRead, |bytes| {
+        written = copy.append(bytes);
+        written.is_ok()
+    });
+    written.at(Kind::Retry, "write", path)?;
+    if read.is_err() {
+        return Ok(false);
+    }
+    copy.put_in_place().at(Kind::Retry, "rename", path)?;
+    Ok(true)
+}
+
+/// The segments behind one on its timeline.
+struct Behind(SegmentName, WalSegmentSize);
+
+impl Iterator for Behind {
+    type Item = SegmentName;
+
+    fn next(&mut self) -> Option<SegmentName> {
+        self.0 = self.0.next(self.1)?;
+        Some(self.0)
+    }
+}
+
+/// A segment that lies ready.
+pub(super) struct LaidSegment {
+    path: PathBuf,
+    file: File,
+}
+
+impl LaidSegment {
+    /// Hands its bytes to `each` until that has seen enough.
+    pub(super) fn read(&self, mut each: impl FnMut(&[u8]) -> bool) -> std::io::Result<()> {
+        let (mut file, mut page) = (&self.file, vec![0; 64 << 10]);
+        loop {
+            match file.read(&mut page)? {
+                0 => return Ok(()),
+                bytes if each(&page[..bytes]) => {}
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Gives it the name that PostgreSQL asked for.
+    pub(super) fn put_in_place(self, path: &Path) -> std::io::Result<()> {
+        std::fs::rename(&self.path, path)
+    }
+}
