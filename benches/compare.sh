@@ -2,7 +2,7 @@
 # walmgr beside the tools that do the same work, on one machine, in turns.
 #
 #   benches/compare.sh                    all of it
-#   benches/compare.sh backlog lag        some of: segment backlog backup restore lag
+#   benches/compare.sh backlog lag        some of: segment backlog backup restore replay lag
 #
 #   ROUNDS=3      how often each way is run
 #   MIB=600       how large the cluster is
@@ -14,6 +14,8 @@
 #           them, and with one that shipped them as they were written; pgBackRest one by one and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
 # backup    a full backup: `backup --full`, `pgbackrest backup --type=full`, `pg_basebackup`, `rsync --fsync`
 # restore   into an empty directory: `restore`, `pgbackrest restore`, `cp -a` and sync
+# replay    by a warm standby, milliseconds a segment: `xrestore` with and without segments that lie ready, `pgbackrest archive-get`,
+#           one by one and asynchronous with two processes, `cp`
 # lag       from a record's flush until it is durable on the other side: `syncdaemon`, `pg_receivewal --synchronous`
 #
 # walmgr speaks TLS with its receiver and checks every record of a segment; everything else writes to a folder of this machine
@@ -25,10 +27,10 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"
 rounds=${ROUNDS:-3} mib=${MIB:-600} backlog=${SEGMENTS:-64} messages=${MESSAGES:-100}
 parts=("$@")
-((${#parts[@]})) || parts=(segment backlog backup restore lag)
+((${#parts[@]})) || parts=(segment backlog backup restore replay lag)
 for part in "${parts[@]}"; do
     case $part in
-        segment | backlog | backup | restore | lag) ;;
+        segment | backlog | backup | restore | replay | lag) ;;
         *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
@@ -67,6 +69,13 @@ as_server pgbench -q -i -s $((mib / 15 + 1)) -h "$place" postgres >/dev/null 2>&
 status=$pgdata/pg_wal/archive_status
 waiting() { find "$status" -name '*.ready' | wc -l; }
 sql -c CHECKPOINT
+if [[ " ${parts[*]} " = *' replay '* ]]; then
+    # Replay begins where this stopped.
+    as_server pg_ctl -D "$pgdata" -m fast -w stop >/dev/null
+    as_server cp -a "$pgdata" base
+    as_server find base/pg_wal -maxdepth 1 -type f -delete
+    start_server
+fi
 # What pgbench wrote before is another kind of WAL.
 as_server find "$status" -name '*.ready' -delete
 while (($(waiting) < backlog)); do
@@ -232,6 +241,50 @@ restore() {
     as_server bash -c 'rm -rf restored by_pgbackrest copy'
 }
 
+# --- replay --------------------------------------------------------------------------------------
+# replayed LABEL COMMAND: from the start of a warm standby until it has the last segment.
+replayed() {
+    local label=$1 begun ended last=${segments[-1]}
+    as_server rm -rf replaying
+    as_server cp -a base replaying
+    as_server touch replaying/standby.signal
+    as_server tee -a replaying/postgresql.conf >/dev/null <<CONF
+archive_mode = off
+restore_command = '$2'
+CONF
+    as_server rm -f replaying.log
+    sync
+    begun=$(date +%s%N)
+    as_server pg_ctl -D replaying -l replaying.log -w start >/dev/null \
+        -o "-c listen_addresses='' -c unix_socket_directories=$place -c port=5433" || fail "$label: the standby did not start"
+    while ! grep -q "restored log file \"$last\"" "$place/replaying.log"; do sleep 0.02; done
+    ended=$(date +%s%N)
+    as_server pg_ctl -D replaying -m immediate -w stop >/dev/null
+    printf '%s\t%s\t0\n' "$label" "$(((ended - begun) / 1000 / ${#segments[@]}))" |
+        awk -F '\t' -v OFS='\t' '{ $2 = $2 / 1000; print }' >>"$place/times"
+}
+replay() {
+    local round name
+    forget_archived
+    [[ -z $pgbackrest ]] || pgbackrest_settings lz4 n 1
+    for name in "${segments[@]}"; do
+        as_server ./walmgr -q master.ini xarchive "$pgdata/pg_wal/$name" "$name"
+        [[ -z $pgbackrest ]] || as_server $pgbackrest_line archive-push "$pgdata/pg_wal/$name"
+        as_server cp "$pgdata/pg_wal/$name" copied/
+    done
+    for ((round = 0; round < rounds; round++)); do
+        replayed 'replay cp' "cp $place/copied/%f %p"
+        replayed 'replay walmgr' "$place/walmgr -q $place/standby.ini xrestore %f %p"
+        replayed 'replay walmgr, restore_ahead = 0' "$place/walmgr -q $place/standby.ini --set restore_ahead=0 xrestore %f %p"
+        [[ -n $pgbackrest ]] || continue
+        pgbackrest_settings lz4 n 1
+        replayed 'replay pgbackrest lz4' "$pgbackrest_line --pg1-path=$place/replaying archive-get %f %p"
+        pgbackrest_settings lz4 y 2
+        as_server rm -rf spool/archive
+        replayed 'replay pgbackrest lz4 async x2' "$pgbackrest_line --pg1-path=$place/replaying archive-get %f %p"
+    done
+}
+
 # --- lag -----------------------------------------------------------------------------------------
 lag() {
     local done
@@ -268,5 +321,5 @@ sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' '
             if (word[1] in best) printf " %20.2f", median(order[i]) / best[word[1]]
             print ""
         }
-        print "backlog: milliseconds a segment"
+        print "backlog, replay: milliseconds a segment"
     }'
