@@ -132,6 +132,8 @@ mod joint_tests;
 #[cfg(test)]
 mod packed_tests;
 #[cfg(test)]
+mod reader_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 
 pub(crate) use apart_notes::ApartNote;

@@ -78,7 +78,7 @@ impl<'a> LaidReady<'a> {
     pub(super) fn lay_behind(&self, segment: SegmentName, path: &Path) {
         // Two at a time, as whoever lays them has to be begun.
         let some = usize::try_from(self.config.restore_ahead).map_or(2, |ahead| ahead.min(2));
-        let mut next = Behind(segment, self.size()).take(some);
+        let mut next = SegmentsBehind(segment, self.size()).take(some);
         if !next.any(|segment| self.is_to_be_laid(segment)) {
             return;
         }
@@ -117,7 +117,7 @@ impl<'a> LaidReady<'a> {
         };
         let ahead = usize::try_from(self.config.restore_ahead).unwrap_or(usize::MAX);
         let mut wanted = Vec::new();
-        for next in Behind(segment, self.size()).take(ahead) {
+        for next in SegmentsBehind(segment, self.size()).take(ahead) {
             let found = self.archive.find(WalFileName::Segment(next));
             let Ok(Some(stored)) = found else { break };
             let Some(path) = self.path_of(&stored) else {
@@ -200,9 +200,9 @@ fn copy(stored: &Stored, path: &Path) -> Result<bool> {
 }
 
 /// The segments behind one on its timeline.
-struct Behind(SegmentName, WalSegmentSize);
+struct SegmentsBehind(SegmentName, WalSegmentSize);
 
-impl Iterator for Behind {
+impl Iterator for SegmentsBehind {
     type Item = SegmentName;
 
     fn next(&mut self) -> Option<SegmentName> {
@@ -232,6 +232,6 @@ impl LaidSegment {
 
     /// Gives it the name that PostgreSQL asked for.
     pub(super) fn put_in_place(self, path: &Path) -> std::io::Result<()> {
-        std::fs::rename(&self.path, path)
+        files::hand_over(&self.path, path)
     }
 }
