@@ -27,7 +27,8 @@
 //! ```
 //!
 //! PostgreSQL on the standby's host fetches the segment by `restore_command`: [`standby::xrestore`] reads it
-//! through [`store::reader`], without the receiver's lock, and checks every record again. It reports a segment as
+//! through [`store::reader`], without the receiver's lock, and compares it with what it was when every record of it was checked; where
+//! that is not known it checks every record again. It reports a segment as
 //! absent only where nothing is missing. [`store::lineage`] decides which timelines and files readers follow.
 //!
 //! The master fetches segments and whole backup sets over the network: [`receiver::flows::fetch`] reads them on

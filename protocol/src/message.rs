@@ -25,6 +25,8 @@
 //! | 34 | commit | client | `u64` size, `u32` CRC-32 |
 //! | 35 | stored | receiver | `u64` size, `u32` CRC-32 of what is durable |
 //! | 36 | conflict | receiver | `u64` size, `u32` CRC-32 of what is stored under the name |
+//! | 37 | announcement | client | `name`, `u64` size, `u8` verify: an offer whose CRC-32 is not known yet |
+//! | 38 | checksum request | receiver | nothing: the name is held, and the client offers it with its CRC-32 |
 //! | 48–63 | backup | both | see [`backup`] |
 //! | 64–71 | fetch | both | see [`fetch`] |
 //! | 80–86 | partial stream | both | see [`partial`] |

@@ -271,7 +271,8 @@ pub(super) fn run_command(
             standby::xrestore::run_for_drill(own, typed.name, &typed.path)
         }
         (Standby(own), Command::Xrestore(typed)) if typed.lays_behind => {
-            standby::xrestore::lay_behind(own, typed.name, &typed.path)
+            standby::xrestore::lay_behind(own, typed.name, &typed.path);
+            Ok(())
         }
         (Standby(own), Command::Xrestore(typed)) => {
             standby::xrestore::run(own, options, typed.name, &typed.path)

@@ -6,9 +6,10 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::time::{ClockId, clock_gettime};
 use walmgr_protocol::hello::Welcome;
 use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, SMALL_FILE_BYTES_MAX, STORE_LEVEL_MAX};
 use walmgr_protocol::message::{Offer, WireVerify};
@@ -32,6 +33,9 @@ mod timeline_end;
 const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
                          directory as the server's user";
 
+/// How long a file system that keeps whole seconds, or two of them, may stamp two changes alike.
+const TICK_OF_SECONDS: Duration = Duration::from_secs(3);
+
 /// What changes when a file does: any write to it moves the time of its last change, which nobody can set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SourceStamp {
@@ -45,12 +49,6 @@ pub(super) struct SourceStamp {
     pub changed: (i64, i64),
 }
 
-/// The system stamps a change with the time of its last tick; none lets more than 10 ms pass between two.
-const TICK: Duration = Duration::from_millis(20);
-
-/// The same of a file system that keeps whole seconds, or two of them.
-const TICK_OF_SECONDS: Duration = Duration::from_secs(3);
-
 impl SourceStamp {
     /// Of a file that is open, or that a path led to.
     pub(super) fn of(metadata: &Metadata) -> SourceStamp {
@@ -62,26 +60,28 @@ impl SourceStamp {
         }
     }
 
-    /// Whether it may be written to after `now` without another stamp.
-    pub(super) fn is_fresh(&self, now: SystemTime) -> bool {
+    /// Whether it may be written to after `now`, as [`file_clock`] told it, without another stamp.
+    pub(super) fn is_fresh(&self, now: Duration) -> bool {
         let (seconds, nanoseconds) = self.changed;
         let changed = u64::try_from(seconds)
             .ok()
             .zip(u32::try_from(nanoseconds).ok());
-        let changed = changed.map(|(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
-        match (now.duration_since(SystemTime::UNIX_EPOCH), changed) {
-            // A clock that was set back says nothing until it has caught up a little.
-            (Ok(now), Some(changed)) => {
-                let tick = if changed.subsec_nanos() == 0 {
-                    TICK_OF_SECONDS
-                } else {
-                    TICK
-                };
-                now.abs_diff(changed) < tick
-            }
-            _ => false,
-        }
+        let Some((seconds, nanoseconds)) = changed else {
+            return false;
+        };
+        let changed = Duration::new(seconds, nanoseconds);
+        let is_near = now.abs_diff(changed) < TICK_OF_SECONDS;
+        // One from the time before a clock was set back gets another stamp with the next write.
+        is_near && (changed >= now || nanoseconds == 0)
     }
+}
+
+/// Since 1970 by the clock that local file systems stamp changes with; it stands still between two ticks. One that a
+/// server keeps stamps with that host's.
+pub(super) fn file_clock() -> Duration {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    let nanoseconds = u32::try_from(now.tv_nsec).unwrap_or_default();
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), nanoseconds)
 }
 
 /// The file to be archived, opened and looked at.
@@ -115,8 +115,8 @@ impl ArchivedFile {
                     .map_err(|error| error.hint(OPEN_HINT));
             }
         };
-        // Before the stamp is taken: what is written behind it gets a later time than this, but for a tick.
-        let now = SystemTime::now();
+        // Before the stamp is taken: what is written from here on has this time or a later one.
+        let now = file_clock();
         let metadata = file.metadata().at(Kind::Retry, "look at", path)?;
         if !metadata.is_file() {
             return Err(not_a_file(path, "a directory, a pipe or a device"));

@@ -44,19 +44,18 @@ pub(super) fn facts(config: &MasterConfig) -> Result<Facts> {
 async fn look(config: &MasterConfig) -> Facts {
     // It tells its settings from others', so it is asked with all of them.
     let runs = syncdaemon(config);
-    let agent = match runs {
-        Syncdaemon::Running => agent::look(config),
-        Syncdaemon::Stopped | Syncdaemon::Died => None,
-    };
+    let asked = (runs == Syncdaemon::Running).then(|| config.clone());
+    let agent = tokio::task::spawn_blocking(move || agent::look(&asked?));
     let config = &impatient(config);
-    let (server, standby) = tokio::join!(
+    let (server, standby, agent) = tokio::join!(
         within("PostgreSQL", ask_server(config)),
-        within("the receiver", ask_standby(config))
+        within("the receiver", ask_standby(config)),
+        agent
     );
     let mut master = Master {
         receiver: config.slave.to_string(),
         syncdaemon: runs,
-        agent,
+        agent: agent.ok().flatten(),
         taken_out: taken_out(config),
         ..Master::default()
     };

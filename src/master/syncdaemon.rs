@@ -92,7 +92,7 @@ async fn serve(
         early.pass_ended(begun, ticker.config.loop_delay, durable != had);
         let mut news = ticker.synchronous.news();
         let looks = durable.is_some() && news.is_none();
-        let next = match looks && ticker.has_all {
+        let next = match looks && ticker.has_all && !ticker.config.synchronous {
             true => early.due_behind(begun, next),
             false => next,
         };

@@ -26,6 +26,9 @@ const QUIET_AFTER: Duration = Duration::from_secs(1);
 /// Between passes while nothing is written.
 const QUIET_DELAY: Duration = Duration::from_secs(1);
 
+/// How long the kernel is not believed that told of no write where there was one.
+const UNTOLD_FOR: Duration = Duration::from_secs(60);
+
 /// The passes that begin early.
 #[derive(Debug)]
 pub(super) struct WalWatch {
@@ -34,7 +37,7 @@ pub(super) struct WalWatch {
     /// What the next early look waits for the flush, if one comes without a further write.
     again: Option<Duration>,
     waited: Option<Duration>,
-    /// When the kernel told of a write last, or was first asked to.
+    /// When the kernel told of a write last, or was first asked to; ahead while it is not believed.
     written_at: Instant,
 }
 
@@ -70,6 +73,10 @@ impl WalWatch {
     /// The pass that began then is over.
     pub(super) fn pass_ended(&mut self, begun: Instant, loop_delay: Duration, shipped: bool) {
         let waited = self.waited.take();
+        // Something was written and nobody told, as when `pg_wal` was moved.
+        if shipped && begun.saturating_duration_since(self.written_at) >= QUIET_AFTER {
+            self.written_at = begun + UNTOLD_FOR;
+        }
         self.again = match waited {
             Some(waited) if !shipped => Some(waited * 2).filter(|again| *again < loop_delay),
             _ => None,
@@ -166,6 +173,10 @@ mod tests {
         assert_eq!(early.due_behind(begun, due), begun + QUIET_DELAY);
         let late = begun + 2 * QUIET_DELAY;
         assert_eq!(early.due_behind(begun, late), late);
+        // A pass finds what nobody told of.
+        early.pass_ended(begun, LOOP_DELAY, true);
+        assert_eq!(early.due_behind(begun, due), due, "it is not believed");
+        early.written_at = begun - QUIET_AFTER;
         std::fs::write(pg_wal.path().join("1"), b"record").unwrap();
         early.pass_begins();
         assert_eq!(early.due_behind(begun, due), due, "its flush is awaited");

@@ -1,7 +1,7 @@
 //! `xrestore NAME PATH` on the master: the `restore_command` of a server that `restore` made there.
 //! Never says 1 unless the standby has proven that its archive holds neither the file nor anything
-//! behind it. Invariant: PATH gets either the whole file, checked on the standby record by record and
-//! here against what was sent, or nothing, wherever the process is killed.
+//! behind it. Invariant: PATH gets either the whole file, proven on the standby to be what was stored and
+//! checked here against what was sent, or nothing, wherever the process is killed.
 //!
 //! The exit codes are the standby's: 0, 1 for proven absent, 254 for everything else. A connection
 //! that breaks is tried again for `push_timeout`, because 254 ends the server that asks.

@@ -1,7 +1,7 @@
 //! `xrestore NAME PATH [%r]`: PostgreSQL's `restore_command`.
 //! Never says 1 unless the archive is proven to hold neither the file nor anything behind it, and
-//! never changes what the archive holds. Invariant: PATH gets either the whole file, checked record by record,
-//! or nothing, wherever the process is killed.
+//! never changes what the archive holds. Invariant: PATH gets either the whole file, whose records were all
+//! checked when it was stored or are now, or nothing, wherever the process is killed.
 //!
 //! | exit | PostgreSQL then | said when |
 //! |---|---|---|
@@ -66,7 +66,12 @@ pub fn run(
     if options.not_really {
         return restore.rehearse();
     }
-    restore.run()
+    restore.run()?;
+    // Whoever lays segments knows the settings of the file alone.
+    if options.overrides.is_empty() {
+        restore.lay_behind();
+    }
+    Ok(())
 }
 
 /// Hands over one file to the server of a drill.
@@ -75,12 +80,17 @@ pub(crate) fn run_for_drill(config: &StandbyConfig, name: WalFileName, path: &Pa
 }
 
 /// Lays the segments behind one ready for the server that has asked for it.
-pub(crate) fn lay_behind(config: &StandbyConfig, name: WalFileName, path: &Path) -> Result<()> {
+///
+/// Never fails: nobody waits for it, and a server that is the first process of its container hears of each child's end.
+pub(crate) fn lay_behind(config: &StandbyConfig, name: WalFileName, path: &Path) {
     let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk));
-    let archive = archive.map_err(|error| failed("open the archive", &error))?;
-    match (name, LaidReady::beside(config, &archive, path)) {
-        (WalFileName::Segment(segment), Some(laid)) => laid.lay(segment),
-        _ => Ok(()),
+    let archive = archive.map_err(|error| failed("open the archive", &error));
+    let laid = archive.and_then(|archive| match LaidReady::beside(config, &archive, path) {
+        Some(laid) => name.segment().map_or(Ok(()), |segment| laid.lay(segment)),
+        None => Ok(()),
+    });
+    if let Err(error) = laid {
+        tracing::debug!("no segment behind {name} is laid ready: {error}");
     }
 }
 
@@ -178,7 +188,6 @@ impl RestoreCall<'_> {
             match look {
                 ArchiveLook::Served => {
                     self.note(|answers, _| answers.served());
-                    self.lay_behind();
                     return Ok(());
                 }
                 ArchiveLook::Held => self.wait_out_pause(&mut patience)?,

@@ -27,8 +27,7 @@ use super::reader::ArchiveListing;
 use super::recovery;
 use super::recovery_report::RecoveryReport;
 use super::shared::{
-    Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, finished_names, is_damage,
-    set_aside,
+    Archive, ArchiveFolders, Shared, StoredCheck, StoredUnderName, is_damage, set_aside,
 };
 use crate::config::StoreCompression;
 use crate::metrics::StoreMeter;
@@ -159,17 +158,7 @@ impl Archive {
         shared.monitor.outcome(written)?;
         // Only now: whoever asks for the binding must not wait for the disk.
         *(shared.marker.write()).unwrap_or_else(PoisonError::into_inner) = bound;
-        // Where nothing is stored yet there is nothing to look through; otherwise the next start does.
-        if self.holds_nothing()
-            && let Err(error) = self.note_older_obstacles(&|| false)
-        {
-            tracing::warn!("cannot note that no older WAL is there: {error}");
-        }
         Ok(())
-    }
-
-    fn holds_nothing(&self) -> bool {
-        finished_names(&self.shared.completed).is_ok_and(|names| names.is_empty())
     }
 
     /// Compares what is stored under a name with what a client offers.

@@ -13,7 +13,8 @@
 //! end open 0/2FFFFA8 after 0/2FFFF38  how a segment ends (`SegmentEnd`): here a record that begins at
 //!                                     0/2FFFFA8, behind the one at 0/2FFFF38, runs on into the next.
 //!                                     `end open LSN`, `end closed LSN`, `end inside`; no line if unknown
-//! records                             every record of it held when it was stored, by its own checksum
+//! records                             every record of it held when it was stored, by its own checksum, and none is one
+//!                                     that replay may not get past (`obstacle_notes`)
 //! found                               only if a start of the receiver found the file without a checksum
 //! by master (192.0.2.7:51234)         who brought it, if that is known; no line where nobody did
 //! check 01234567                      CRC-32 of the lines above
@@ -66,7 +67,7 @@ pub(crate) struct KeptChecksum {
     pub crc32: u32,
     /// How it ends, if it is a segment whose records were looked at.
     pub end: Option<SegmentEnd>,
-    /// Whether each of its records was found to be whole before it was acknowledged.
+    /// Whether each of its records was found to be whole before it was acknowledged, and none to be an obstacle.
     pub has_sound_records: bool,
     /// Whether this is how a start found it, without a checksum. Then it says that the file has not changed
     /// since, and not that it is what was acknowledged.

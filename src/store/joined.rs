@@ -37,6 +37,14 @@ pub(super) struct Joined {
     unled: Option<(SegmentName, String)>,
 }
 
+impl Joined {
+    /// Whether whoever hands it out need not go through its records: each held, and replay gets past all of them.
+    fn has_sound_records(&self) -> bool {
+        let is_free = self.obstacles.all().is_empty() && !self.obstacles.is_cut();
+        self.end.is_some() && self.verify == Verify::Records && is_free
+    }
+}
+
 impl Shared {
     /// Takes the names of a file and of the segment behind it, in this order.
     pub(super) fn lock_with_next(
@@ -194,7 +202,7 @@ impl Shared {
             len: durable.len(),
             crc32: durable.crc32(),
             end: joined.end,
-            has_sound_records: joined.end.is_some() && joined.verify == Verify::Records,
+            has_sound_records: joined.has_sound_records(),
             is_found: false,
         };
         self.checksums.keep(durable.name(), &kept, by);

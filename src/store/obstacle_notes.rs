@@ -47,9 +47,6 @@ pub(super) const OBSTACLES_NAME: &str = ".obstacles";
 /// As many as are remembered, with the longest locations, each byte of them written as four.
 pub(super) const NOTE_BYTES_MAX: usize = OBSTACLES_MAX * (64 + 4 * 1024);
 
-/// Says that segments from before were looked through.
-pub(super) const WALKED: &str = "walked";
-
 const MORE: &str = "more";
 
 /// Notes what replay may not get past in a segment, or that there is nothing: then an older note goes.
@@ -74,23 +71,6 @@ pub(super) fn remove(completed: &Folder, names: &[String]) -> Result<(), StoreEr
         Some(folder) => folder.remove_present(names),
         None => Ok(()),
     }
-}
-
-/// What was noted of a segment when it was stored; `None` if that is not known or cannot be believed.
-pub(super) fn noted(
-    completed: &Folder,
-    segment: SegmentName,
-) -> Result<Option<Obstacles>, StoreError> {
-    let Some(folder) = open(completed)? else {
-        return Ok(None);
-    };
-    // Until then a segment may have one, and nobody has noted it.
-    if folder.stat_at(WALKED)?.is_none() {
-        return Ok(None);
-    }
-    let note = folder.read_small(&segment.to_string(), NOTE_BYTES_MAX)?;
-    let noted = note.map_or_else(|| Some(Obstacles::default()), |note| parse(segment, &note));
-    Ok(noted.filter(|noted| !noted.is_cut()))
 }
 
 /// Has nobody believe what is noted of a segment whose file is about to be another one: until it is renewed, whoever

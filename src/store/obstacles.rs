@@ -8,11 +8,14 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::error::StoreError;
 use super::lineage::{Lineage, TimelineLine};
-use super::obstacle_notes::{NOTE_BYTES_MAX, OBSTACLES_NAME, WALKED, open, parse, renew, walk};
+use super::obstacle_notes::{NOTE_BYTES_MAX, OBSTACLES_NAME, open, parse, renew, walk};
 use super::reader::ArchiveReader;
 use super::shared::{Archive, finished_names};
 use crate::pg::backup_label::BackupLabel;
 use crate::wal::obstacle::{Met, Obstacles};
+
+/// Says that segments from before were looked through.
+const WALKED: &str = "walked";
 
 impl Archive {
     /// Looks through the segments that were stored before anybody noted obstacles, until `stops` says so.

@@ -23,7 +23,6 @@ use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
 use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress};
 use super::map_notes;
-use super::obstacle_notes;
 use super::partial::{PartialEnd, acknowledged};
 use super::proof::{Prover, WalProof};
 use super::segment_runs::SegmentRuns;
@@ -64,13 +63,6 @@ struct Alone {
     map: Option<SegmentMap>,
 }
 
-/// A segment as it was when it was stored.
-pub(super) struct ProvenSegment {
-    kept: KeptChecksum,
-    /// What replay may not get past in it.
-    obstacles: Obstacles,
-}
-
 /// What a file turned out to be that was handed out.
 struct ReadOnce {
     /// Whether one record fills it.
@@ -79,12 +71,13 @@ struct ReadOnce {
     obstacles: Obstacles,
 }
 
-impl From<ProvenSegment> for ReadOnce {
-    fn from(proven: ProvenSegment) -> ReadOnce {
+impl ReadOnce {
+    /// One whose records need not be gone through.
+    fn proven(kept: KeptChecksum) -> ReadOnce {
         ReadOnce {
-            is_filled: proven.kept.end == Some(SegmentEnd::Inside),
+            is_filled: kept.end == Some(SegmentEnd::Inside),
             is_as_kept: true,
-            obstacles: proven.obstacles,
+            obstacles: Obstacles::default(),
         }
     }
 }
@@ -432,8 +425,8 @@ impl Stored {
         before: SegmentBefore<'_>,
         each: impl FnMut(&[u8]) -> bool,
     ) -> Result<Obstacles, StoreError> {
-        let read = match self.proven()? {
-            Some(proven) => self.read_proven(proven, each)?,
+        let read = match self.proven() {
+            Some(kept) => self.read_proven(kept, each)?,
             None => self.read_alone(false, each)?.into(),
         };
         self.joined(read, before)
@@ -465,51 +458,36 @@ impl Stored {
         Ok(obstacles)
     }
 
-    /// What a segment was when it was stored, if each of its records was looked at then.
-    pub(super) fn proven(&self) -> Result<Option<ProvenSegment>, StoreError> {
-        let WalFileName::Segment(segment) = self.name else {
-            return Ok(None);
-        };
-        let kept = self.checksums.read(self.name);
-        let Some(kept) = kept.filter(|kept| kept.has_sound_records && !kept.is_found) else {
-            return Ok(None);
-        };
-        let Some(noted) = obstacle_notes::noted(&self.folder, segment)? else {
-            return Ok(None);
-        };
-        // A record that runs on into the next segment is none of this one's, though it may be noted with it.
-        let start = segment.start(self.binding.segment_size).unwrap_or_default();
-        let end = match kept.end {
-            Some(SegmentEnd::Open { begins, .. }) => begins,
-            _ => Lsn(u64::MAX),
-        };
-        let mut obstacles = Obstacles::default();
-        noted
-            .between(start, end)
-            .for_each(|met| obstacles.add(met.clone()));
-        Ok(Some(ProvenSegment { kept, obstacles }))
+    /// What a segment was when it was stored, if its records need not be gone through again.
+    pub(super) fn proven(&self) -> Option<KeptChecksum> {
+        let kept = self.checksums.read(self.name)?;
+        (kept.has_sound_records && !kept.is_found).then_some(kept)
     }
 
     /// Hands out a segment whose records held when it was stored, and compares it with what it was.
     fn read_proven(
         &self,
-        proven: ProvenSegment,
+        kept: KeptChecksum,
         mut each: impl FnMut(&[u8]) -> bool,
     ) -> Result<ReadOnce, StoreError> {
-        let kept = proven.kept;
-        let (mut crc, mut len) = (crc32fast::Hasher::new(), 0);
+        let (mut crc, mut len, mut is_enough) = (crc32fast::Hasher::new(), 0, false);
         self.folder.read_finished(&self.file, |bytes| {
             crc.update(bytes);
             len += bytes.len() as u64;
-            each(bytes)
+            is_enough = !each(bytes);
+            !is_enough
         })?;
+        let name = self.name;
+        if is_enough && len < kept.len {
+            let why = "it was not read to its end".to_owned();
+            return Err(StoreError::Damaged { name, why });
+        }
         if let Some(why) = kept.contradicts(len, crc.finalize()) {
             // Where it is damaged is what somebody will want to know.
             self.read_alone(false, |_| true)?;
-            let name = self.name;
             return Err(StoreError::Damaged { name, why });
         }
-        Ok(proven.into())
+        Ok(ReadOnce::proven(kept))
     }
 
     /// What the records of a segment change: as it is kept, or else the segment is read for it, and it is kept.
@@ -608,15 +586,13 @@ impl Stored {
         &self,
         before: SegmentBefore<'_>,
     ) -> Result<Option<Obstacles>, StoreError> {
-        match self.proven()? {
-            Some(proven) => self.joined(proven.into(), before).map(Some),
-            None => Ok(None),
-        }
+        let proven = self.proven().map(ReadOnce::proven);
+        proven.map(|proven| self.joined(proven, before)).transpose()
     }
 
-    /// Whether each of its records was looked at when it was stored, so that it need not be gone through.
-    pub fn is_proven(&self) -> Result<bool, StoreError> {
-        Ok(self.proven()?.is_some())
+    /// What it was when it was stored, if its records need not be gone through again: length and CRC-32.
+    pub fn proven_digest(&self) -> Option<(u64, u32)> {
+        self.proven().map(|kept| (kept.len, kept.crc32))
     }
 
     /// A name for a copy of it, which tells the stored file as it is, under this boot of the kernel, from any other;

@@ -75,7 +75,9 @@ pub(super) fn meanings(table: ExitTable) -> Vec<(u8, String)> {
     let done = match table {
         ExitTable::Ordinary => "done",
         ExitTable::Xarchive => "durable on the standby",
-        ExitTable::Xrestore => "the file is in place, every record checked",
+        ExitTable::Xrestore => {
+            "the file is in place, its records checked now or when it was stored"
+        }
     };
     let mut codes = vec![(0, done.to_owned())];
     let everything_else = table.code(Kind::Config) == table.code(Kind::Retry);

@@ -3,7 +3,7 @@
 //! belongs to a file that had this stamp before it was read and has it still.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::sleep;
 use walmgr_protocol::names::WalFileName;
@@ -13,15 +13,15 @@ use super::marks;
 use super::shared::AgentShared;
 use super::words::ProvenFile;
 use crate::error::{Kind, Result};
-use crate::master::archived_file::{ArchivedFile, SourceStamp};
+use crate::master::archived_file::{ArchivedFile, SourceStamp, file_clock};
 use crate::master::backoff::backoff;
 use crate::pg::layout;
 
 /// How long a connection is kept for the next file.
 const KEEP_FOR: Duration = Duration::from_secs(60);
 
-/// The kernel's clock for files goes by ticks of at most 10 ms: of two writes within one a stamp shows the first.
-const TICK: Duration = Duration::from_millis(20);
+/// How soon a file that was just written is looked at again: most clocks of file systems tick within this.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Takes one file after another.
 pub(super) async fn carry(shared: Arc<AgentShared>) {
@@ -35,7 +35,7 @@ pub(super) async fn carry(shared: Arc<AgentShared>) {
                 changed = has_work.changed() => if changed.is_err() { return },
                 () = courier.idle() => {}
                 // One that was just written is taken a moment later.
-                () = sleep(TICK), if shared.shelf().first().is_some() => {}
+                () = sleep(LOOK_AGAIN), if shared.shelf().first().is_some() => {}
             }
             continue;
         };
@@ -72,11 +72,9 @@ fn next(shared: &AgentShared) -> Option<(WalFileName, tokio::sync::watch::Sender
         .master_data
         .join(layout::PG_WAL)
         .join(name.to_string());
-    if !shelf.is_closed(name)
-        && path
-            .metadata()
-            .is_ok_and(|found| SourceStamp::of(&found).is_fresh(SystemTime::now()))
-    {
+    let now = file_clock();
+    let is_fresh = (path.metadata()).is_ok_and(|found| SourceStamp::of(&found).is_fresh(now));
+    if !shelf.is_closed(name) && is_fresh {
         return None;
     }
     let next = shelf.next();

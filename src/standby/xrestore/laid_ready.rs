@@ -13,17 +13,23 @@
 //! lays as many as `restore_ahead` says, and ends. It changes nothing else, so it may be killed at any moment: of what
 //! it had begun a temporary is left, which the next one removes. PostgreSQL knows nothing of the folder.
 //!
+//! Its parent ends before it does. Where the server is the first process of its container it is the server's child then:
+//! so it always ends with 0, and only one that somebody kills would be taken for a crash of one of the server's own.
+//!
 //! Copies are not synced. After a power cut one may be torn, but its stamp is then one of another boot, and nobody takes
-//! it. A file of the archive that changes has another stamp as well. When PostgreSQL asks for a history, or for what is not there, replay of
-//! the archive has come to an end, and the folder goes.
+//! it. A file of the archive that changes has another stamp as well. One that has lain there for long, as while replay
+//! was paused, is compared with what was stored before it is handed out; a younger one was when it was copied.
+//!
+//! When PostgreSQL asks for a history, or for what is not there, replay of the archive has come to an end. The folder is
+//! renamed and goes, and only a call makes it anew.
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::geteuid;
 use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
@@ -40,6 +46,9 @@ const FOLDER: &str = ".walmgr";
 
 /// Room that is left to the server on the file system of `pg_wal`, in segments beside those that are laid.
 const SPARE_SEGMENTS: u64 = 8;
+
+/// So long nobody compares a copy again.
+const TRUSTED_FOR: Duration = Duration::from_secs(60);
 
 /// Where segments lie ready for one server.
 pub(super) struct LaidReady<'a> {
@@ -71,7 +80,12 @@ impl<'a> LaidReady<'a> {
         let found = file.metadata().ok()?;
         let is_whole = found.is_file() && found.len() == self.size().bytes();
         let is_ours = found.uid() == geteuid().as_raw() && found.nlink() == 1;
-        (is_whole && is_ours).then_some(LaidSegment { path, file })
+        let age = found.modified().ok()?.elapsed();
+        let laid = LaidSegment { path, file };
+        // A clock that was set back says nothing.
+        let is_young = age.is_ok_and(|age| age < TRUSTED_FOR);
+        let is_sound = || is_young || laid.digest().ok() == stored.proven_digest();
+        (is_whole && is_ours && is_sound()).then_some(laid)
     }
 
     /// Has the segments behind this one laid, if they are in the archive and do not lie ready yet.
@@ -85,6 +99,11 @@ impl<'a> LaidReady<'a> {
         let Ok(program) = shell::this_program() else {
             return;
         };
+        // Whoever lays them makes none, so that once it is gone it stays so.
+        if let Err(error) = self.make_folder() {
+            tracing::debug!("no segment is laid ready: {error}");
+            return;
+        }
         let laying = Command::new(program)
             .arg("-q")
             .arg(&self.config.path)
@@ -102,15 +121,15 @@ impl<'a> LaidReady<'a> {
     }
 
     fn is_to_be_laid(&self, segment: SegmentName) -> bool {
-        let found = self.archive.find(WalFileName::Segment(segment));
-        found.is_ok_and(|found| {
-            found.is_some_and(|stored| (self.path_of(&stored)).is_some_and(|path| !path.exists()))
-        })
+        let Ok(Some(stored)) = self.archive.find(WalFileName::Segment(segment)) else {
+            return false;
+        };
+        let path = self.path_of(&stored);
+        stored.proven_digest().is_some() && path.is_some_and(|path| !path.exists())
     }
 
     /// Lays the segments behind this one, which PostgreSQL has.
     pub(super) fn lay(&self, segment: SegmentName) -> Result<()> {
-        self.make_folder()?;
         // Whoever is at it goes on with the next ones when he is asked again.
         let Some(_lock) = files::try_lock(Kind::Retry, &self.folder)? else {
             return Ok(());
@@ -137,10 +156,19 @@ impl<'a> LaidReady<'a> {
 
     /// Removes everything: replay of the archive has come to an end, for now or for good.
     pub(super) fn clear(&self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.folder)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::debug!("remove {}: {error}", self.folder.display());
+        if !self.folder.exists() {
+            return;
+        }
+        // Under another name nothing is laid in it any more.
+        let going = self.folder.with_extension("going");
+        let removed = files::remove_any(&going)
+            .and_then(|()| {
+                let renamed = files::hand_over(&self.folder, &going);
+                renamed.at(Kind::Retry, "rename", &self.folder)
+            })
+            .and_then(|()| files::remove_any(&going));
+        if let Err(error) = removed {
+            tracing::debug!("segments still lie ready: {error}");
         }
     }
 
@@ -182,7 +210,7 @@ impl<'a> LaidReady<'a> {
 
 /// Copies a stored segment, unless it would have to be gone through for that: then whoever asks for it does.
 fn copy(stored: &Stored, path: &Path) -> Result<bool> {
-    if !stored.is_proven().unwrap_or(false) {
+    if stored.proven_digest().is_none() {
         return Ok(false);
     }
     let mut copy = HandedOver::begin(path).at(Kind::Retry, "create a file beside", path)?;
@@ -220,14 +248,25 @@ pub(super) struct LaidSegment {
 impl LaidSegment {
     /// Hands its bytes to `each` until that has seen enough.
     pub(super) fn read(&self, mut each: impl FnMut(&[u8]) -> bool) -> std::io::Result<()> {
-        let (mut file, mut page) = (&self.file, vec![0; 64 << 10]);
+        let (mut page, mut offset) = (vec![0; 64 << 10], 0);
         loop {
-            match file.read(&mut page)? {
+            match self.file.read_at(&mut page, offset)? {
                 0 => return Ok(()),
-                bytes if each(&page[..bytes]) => {}
+                bytes if each(&page[..bytes]) => offset += bytes as u64,
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// Length and CRC-32.
+    fn digest(&self) -> std::io::Result<(u64, u32)> {
+        let (mut len, mut crc) = (0, crc32fast::Hasher::new());
+        self.read(|bytes| {
+            len += bytes.len() as u64;
+            crc.update(bytes);
+            true
+        })?;
+        Ok((len, crc.finalize()))
     }
 
     /// Gives it the name that PostgreSQL asked for.

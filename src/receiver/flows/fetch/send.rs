@@ -1,6 +1,6 @@
 //! What is kept, read on its way back to the master.
-//! Never changes anything and never talks to the socket. Invariant: an archived file is checked
-//! record by record on its way out, and its end is said only when all of it was found good.
+//! Never changes anything and never talks to the socket. Invariant: the end of an archived file is
+//! said only when all of it was found good: what was stored when each record was checked, or checked now.
 //!
 //! A worker reads and packs into the few buffers that it is given, and gets each again once it was sent, so a
 //! slow master costs no memory. A backup set is held by a shared lock as long as its thread reads, so that no
