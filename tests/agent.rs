@@ -91,8 +91,10 @@ impl Attended {
     fn fails_as_alone(&mut self, code: i32, name: &str) -> String {
         let before = self.counted("failures_total");
         let through = self.site.archive(name).fail(code).to_owned();
-        // What was asked while it stood still may count, too.
-        assert!(self.counted("failures_total") > before, "{through}");
+        // What was asked while it stood still may count, too, and a moment later where time was up for both.
+        wait_for("the failure to count", PATIENCE, || {
+            (self.counted("failures_total") > before).then_some(())
+        });
         self.daemon.signal(Signal::STOP);
         let alone = self.site.archive(name).fail(code).to_owned();
         self.daemon.signal(Signal::CONT);

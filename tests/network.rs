@@ -29,9 +29,15 @@ const HISTORY: &str = "00000002.history";
 const HISTORY_TEXT: &str = "1\t0/3000000\tno recovery target specified\n";
 
 /// A plain site behind a proxy, with a history file in `pg_wal`.
+/// Writes a file that will be offered as any other: of one that was written a moment ago the checksum comes first.
+fn write_settled(site: &Site, name: &str, content: impl AsRef<[u8]>) {
+    site.write_wal(name, content);
+    std::thread::sleep(Duration::from_millis(50));
+}
+
 fn plain_site() -> Site {
     let site = Site::builder().plain().proxied().build();
-    site.write_wal(HISTORY, HISTORY_TEXT);
+    write_settled(&site, HISTORY, HISTORY_TEXT);
     site
 }
 
@@ -153,7 +159,7 @@ fn fault_21_session_cut_at_any_byte_is_repeated_without_harm() {
     // Small on the wire, whole on the disk.
     site.master_set("compression", "1");
     let segment = site.segment_name(3);
-    site.write_wal(&segment, switched_segment(&site, &segment));
+    write_settled(&site, &segment, switched_segment(&site, &segment));
     cuts += cut_everywhere(&site, &segment);
     println!("{cuts} cuts in {:?}", begin.elapsed());
 }
@@ -161,7 +167,7 @@ fn fault_21_session_cut_at_any_byte_is_repeated_without_harm() {
 #[test]
 fn fault_21_tls_session_cut_at_any_byte_is_repeated_without_harm() {
     let site = Site::builder().proxied().build();
-    site.write_wal(HISTORY, HISTORY_TEXT);
+    write_settled(&site, HISTORY, HISTORY_TEXT);
     site.archive(HISTORY).succeed();
     wait_until_quiet(&site);
     forget(&site, HISTORY);
@@ -264,7 +270,7 @@ pub fn tls_records(bytes: &[u8]) -> Vec<usize> {
 #[test]
 fn fault_23_one_flipped_bit_under_tls_is_refused_and_stores_nothing() {
     let mut site = Site::builder().proxied().build();
-    site.write_wal(HISTORY, HISTORY_TEXT);
+    write_settled(&site, HISTORY, HISTORY_TEXT);
     for key in ["connect_timeout", "push_timeout"] {
         site.master_set(key, "3");
     }
@@ -302,7 +308,7 @@ fn fault_26_retry_after_a_lost_acknowledgement_finds_the_same_file() {
     for tls in [false, true] {
         let builder = Site::builder().proxied();
         let site = if tls { builder } else { builder.plain() }.build();
-        site.write_wal(HISTORY, HISTORY_TEXT);
+        write_settled(&site, HISTORY, HISTORY_TEXT);
         site.archive(HISTORY).succeed();
         wait_until_quiet(&site);
         forget(&site, HISTORY);
