@@ -201,8 +201,9 @@ fn fault_9_a_file_that_changes_after_it_was_offered_is_not_stored() {
             .unwrap();
         // It is opened and looked at before the greeting, which waits here.
         wait_for("the greeting", PATIENCE, || {
-            has_a_socket(client.id()).then_some(())
+            (has_open(client.id(), "socket:") && has_open(client.id(), &name)).then_some(())
         });
+        std::thread::sleep(Duration::from_millis(50));
         if !is_settled {
             // At most that long does the checksum take; the busier the machine, the more often is this the first case again.
             let deadline = Instant::now() + Duration::from_secs(1);
@@ -220,14 +221,14 @@ fn fault_9_a_file_that_changes_after_it_was_offered_is_not_stored() {
     site.archive(&name).succeed();
 }
 
-/// Whether this process has a socket open.
-fn has_a_socket(pid: u32) -> bool {
+/// Whether this process has a file open whose name or kind has this in it.
+fn has_open(pid: u32, part: &str) -> bool {
     let open = fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()
         .flatten();
     open.flatten()
         .filter_map(|entry| fs::read_link(entry.path()).ok())
-        .any(|leads_to| leads_to.to_string_lossy().starts_with("socket:"))
+        .any(|leads_to| leads_to.to_string_lossy().contains(part))
 }
 
 #[test]
