@@ -144,7 +144,7 @@ struct Ticker {
     /// What was said last, so that it is said once.
     state: String,
     failures: u32,
-    /// Whether the standby had all that the server had flushed when the last pass began.
+    /// Whether the standby had all that the last pass found.
     has_all: bool,
     monitored: Arc<MonitoredSyncdaemon>,
     /// Whom `xarchive` asks.
@@ -240,7 +240,11 @@ impl Ticker {
             self.synchronous.passed(&self.config, &mut shipper).await;
         }
         let flushed = Some(reach.bound).filter(|bound| *bound != Lsn(u64::MAX));
-        self.has_all = flushed.is_some_and(|flushed| flushed <= shipper.durable());
+        // The files show no flush: what a pass went through to its end and found nothing in is all.
+        self.has_all = match flushed {
+            Some(flushed) => flushed <= shipper.durable(),
+            None => shipper.durable() == had,
+        };
         self.tell_of_closed(&shipper, flushed);
         self.say_how(&shipper, is_down);
         self.shipper = Some(shipper);
