@@ -559,16 +559,16 @@ impl HandedOver {
     }
 }
 
-/// Gives a file that was made as [`HandedOver`] another name, whatever had that before.
-pub(crate) fn hand_over(from: &Path, to: &Path) -> io::Result<()> {
-    std::fs::rename(from, to)
-}
-
 impl Drop for HandedOver {
     fn drop(&mut self) {
         // Gone already if it was put in place; otherwise the next one tries again.
         let _ = std::fs::remove_file(&self.temporary);
     }
+}
+
+/// Gives a file that was made as [`HandedOver`] another name, whatever had that before.
+pub(crate) fn hand_over(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)
 }
 
 /// Removes the temporaries for `path` of processes that are gone, and of this one's number.

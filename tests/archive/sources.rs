@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -192,13 +193,7 @@ fn fault_9_a_file_that_changes_after_it_was_offered_is_not_stored() {
         if is_settled {
             std::thread::sleep(Duration::from_millis(100));
         }
-        let client = site
-            .xarchive_walmgr(&path, &name)
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let client = begun(&mut site.xarchive_walmgr(&path, &name));
         // It is opened and looked at before the greeting, which waits here.
         wait_for("the greeting", PATIENCE, || {
             (has_open(client.id(), "socket:") && has_open(client.id(), &name)).then_some(())
@@ -221,6 +216,12 @@ fn fault_9_a_file_that_changes_after_it_was_offered_is_not_stored() {
     site.archive(&name).succeed();
 }
 
+/// A command that goes on beside the test.
+fn begun(command: &mut Command) -> Child {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(Stdio::piped()).spawn().unwrap()
+}
+
 /// Whether this process has a file open whose name or kind has this in it.
 fn has_open(pid: u32, part: &str) -> bool {
     let open = fs::read_dir(format!("/proc/{pid}/fd"))
@@ -237,13 +238,7 @@ fn fault_9_a_file_that_is_recycled_while_it_is_sent_is_not_stored() {
     let site = Site::builder().segment_size_mb(64).proxied().build();
     let name = site.segment_name(4);
     let path = site.write_segment(4);
-    let client = site
-        .xarchive_walmgr(&path, &name)
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let client = begun(&mut site.xarchive_walmgr(&path, &name));
     wait_for("a piece of the file", PATIENCE, || {
         let sent = site.proxy().recordings().pop()?.to_server.len();
         (sent > 1 << 20).then_some(())
@@ -302,14 +297,8 @@ fn fault_9_no_mixture_is_stored_of_a_file_whose_time_was_put_back() {
         std::thread::sleep(Duration::from_millis(100));
         let before = site.proxy().recordings().len();
         // Through the proxy it travels raw, so that no socket holds all of it; records are not checked, so that none betrays a mixture.
-        let client = site
-            .xarchive_walmgr(&path, &name)
-            .args(["--set", "verify_wal=headers"])
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = site.xarchive_walmgr(&path, &name);
+        let client = begun(command.args(["--set", "verify_wal=headers"]));
         wait_for("a piece of the file", PATIENCE, || {
             let recordings = site.proxy().recordings();
             let sent = recordings.get(before..)?.last()?.to_server.len();

@@ -36,7 +36,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
 
 use crate::config::StandbyConfig;
 use crate::error::{IoContext, Kind, Result};
-use crate::files::{self, HandedOver};
+use crate::files::{self, HandedOver, RoomNeeded};
 use crate::pg::layout;
 use crate::shell;
 use crate::store::{ArchiveReader, SegmentBefore, Stored};
@@ -146,8 +146,11 @@ impl<'a> LaidReady<'a> {
         }
         self.remove_all_but(&wanted)?;
         for (stored, path) in wanted {
-            let lies_there = path.exists() || (self.has_room()? && copy(&stored, &path)?);
-            if !lies_there {
+            if path.exists() {
+                continue;
+            }
+            self.check_room()?;
+            if !copy(&stored, &path)? {
                 break;
             }
         }
@@ -200,11 +203,10 @@ impl<'a> LaidReady<'a> {
         Ok(())
     }
 
-    fn has_room(&self) -> Result<bool> {
-        let found = rustix::fs::statvfs(&self.folder).map_err(std::io::Error::from);
-        let found = found.at(Kind::Retry, "look at", &self.folder)?;
-        let free = found.f_bavail.saturating_mul(found.f_frsize);
-        Ok(free >= self.size().bytes() * (SPARE_SEGMENTS + 1))
+    fn check_room(&self) -> Result<()> {
+        let mut needed = RoomNeeded::new(Kind::Retry);
+        needed.add(&self.folder, self.size().bytes() * (SPARE_SEGMENTS + 1))?;
+        needed.check()
     }
 }
 

@@ -159,7 +159,7 @@ pub(crate) fn names(places: &ArchiveFolders) -> Vec<String> {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| {
-            let own = [CHECKSUMS_NAME, ".apart", ".maps", ".names", ".obstacles"];
+            let own = [CHECKSUMS_NAME, ".apart", ".maps", ".names"];
             !name.starts_with(".walmgr") && !own.contains(&name.as_str())
         })
         .collect();
