@@ -4,6 +4,9 @@
 //! whose reader makes it durable itself, is the one exception.
 
 pub(crate) mod slices;
+mod stamp;
+
+pub(crate) use stamp::{ChangeStamp, file_clock};
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -2,14 +2,12 @@
 //! Never decides who pushes it: `xarchive` itself, or the syncdaemon that it asks. Invariant: whoever does, a failure is
 //! the same sentence and the same code.
 
-use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::time::{ClockId, clock_gettime};
 use walmgr_protocol::hello::Welcome;
 use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, SMALL_FILE_BYTES_MAX, STORE_LEVEL_MAX};
 use walmgr_protocol::message::{Offer, WireVerify};
@@ -18,7 +16,7 @@ use walmgr_protocol::session::push::Outcome;
 
 use crate::config::{MasterConfig, VerifyWal};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::FileId;
+use crate::files::{ChangeStamp, file_clock};
 use crate::master::ask::Asking;
 use crate::master::cluster::ClusterFacts;
 use crate::master::histories;
@@ -33,64 +31,13 @@ mod timeline_end;
 const OPEN_HINT: &str = "archive_command must end in `xarchive %p %f`, and runs in the data \
                          directory as the server's user";
 
-/// How long a file system that keeps whole seconds, or two of them, may stamp two changes alike.
-const TICK_OF_SECONDS: Duration = Duration::from_secs(3);
-
-/// What changes when a file does: any write to it moves the time of its last change, which nobody can set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SourceStamp {
-    /// Device and inode.
-    pub id: FileId,
-    /// Bytes.
-    pub size: u64,
-    /// `st_mtim`, in seconds and nanoseconds.
-    pub modified: (i64, i64),
-    /// `st_ctim`, likewise.
-    pub changed: (i64, i64),
-}
-
-impl SourceStamp {
-    /// Of a file that is open, or that a path led to.
-    pub(super) fn of(metadata: &Metadata) -> SourceStamp {
-        SourceStamp {
-            id: FileId::of_metadata(metadata),
-            size: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Whether it may be written to after `now`, as [`file_clock`] told it, without another stamp.
-    pub(super) fn is_fresh(&self, now: Duration) -> bool {
-        let (seconds, nanoseconds) = self.changed;
-        let changed = u64::try_from(seconds)
-            .ok()
-            .zip(u32::try_from(nanoseconds).ok());
-        let Some((seconds, nanoseconds)) = changed else {
-            return false;
-        };
-        let changed = Duration::new(seconds, nanoseconds);
-        let is_near = now.abs_diff(changed) < TICK_OF_SECONDS;
-        // One from the time before a clock was set back gets another stamp with the next write.
-        is_near && (changed >= now || nanoseconds == 0)
-    }
-}
-
-/// Since 1970 by the clock that local file systems stamp changes with; it stands still between two ticks. One that a
-/// server keeps stamps with that host's.
-pub(super) fn file_clock() -> Duration {
-    let now = clock_gettime(ClockId::RealtimeCoarse);
-    let nanoseconds = u32::try_from(now.tv_nsec).unwrap_or_default();
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), nanoseconds)
-}
-
 /// The file to be archived, opened and looked at.
 pub(super) struct ArchivedFile {
     file: Arc<File>,
     /// The name that it gets in the archive.
     pub name: WalFileName,
     /// The file as it was opened.
-    pub stamp: SourceStamp,
+    pub stamp: ChangeStamp,
     /// Whether every change since then shows in the stamp.
     is_settled: bool,
     /// Whose it is.
@@ -122,7 +69,7 @@ impl ArchivedFile {
             return Err(not_a_file(path, "a directory, a pipe or a device"));
         }
         let facts = ClusterFacts::read(config)?;
-        let stamp = SourceStamp::of(&metadata);
+        let stamp = ChangeStamp::of(&metadata);
         let mut source = ArchivedFile {
             file: Arc::new(file),
             name,
@@ -205,8 +152,8 @@ impl ArchivedFile {
     }
 
     /// The file as it is now.
-    pub(super) fn stamp_now(&self) -> Option<SourceStamp> {
-        (self.file.metadata().ok().as_ref()).map(SourceStamp::of)
+    pub(super) fn stamp_now(&self) -> Option<ChangeStamp> {
+        (self.file.metadata().ok().as_ref()).map(ChangeStamp::of)
     }
 
     /// Starts to take its checksum, if the stamp alone cannot tell of a change.
@@ -214,9 +161,12 @@ impl ArchivedFile {
     /// A file is not to be stored if it changed since it was opened and looked at. Whatever is written to it after that
     /// moves its stamp, except within the tick of its last change before: so the stamp of a file that was last changed
     /// longer ago is compared when all was read, and that of another one is not enough. That one is read twice, and has
-    /// to have the same checksum both times.
+    /// to have the same checksum both times. One that is read once is read from the disk while the receiver is greeted.
     pub(super) fn start_digest(&self) -> impl Future<Output = Result<Option<u32>>> + use<> {
         let digest = (!self.is_settled).then(|| push::start_digest(&self.file, self.stamp.size));
+        if digest.is_none() {
+            push::start_reading(&self.file, self.stamp.size);
+        }
         async {
             match digest {
                 Some(digest) => digest.await.map(Some),

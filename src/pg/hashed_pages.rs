@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::manifest::{Checksum, FileEntry};
-use super::old_files::{BLOCK_BYTES, agreeing, block_digest, crc32c_of, read_full};
+use super::old_files::{BLOCK_BYTES, add_block, agreeing, block_digest, read_full};
 use crate::files;
-use crate::files::slices::{EqualParts, PartDigest, in_slices};
+use crate::files::slices::{PartDigest, in_slices};
 
 /// What is read at once for checksums: so little that it is still in the processor's cache for the last of them.
 pub(crate) const HASHED_BYTES: usize = 32 * BLOCK_BYTES;
@@ -23,8 +23,12 @@ pub(crate) fn each_piece<E>(
     read: impl Fn(&mut [u8], u64) -> Result<usize, E>,
     mut each: impl FnMut(&[u8], u64) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut buffer = vec![0; HASHED_BYTES];
-    files::read_ahead(file, slice.start..slice.end.min(slice.start + AHEAD_BYTES));
+    let len = usize::try_from(slice.end - slice.start).unwrap_or(HASHED_BYTES);
+    let mut buffer = vec![0; len.min(HASHED_BYTES)];
+    // What one read brings is not asked for before it.
+    if len > HASHED_BYTES {
+        files::read_ahead(file, slice.start..slice.end.min(slice.start + AHEAD_BYTES));
+    }
     for offset in slice.clone().step_by(HASHED_BYTES) {
         let ahead = offset + AHEAD_BYTES;
         files::read_ahead(file, ahead..slice.end.min(ahead + HASHED_BYTES as u64));
@@ -54,9 +58,8 @@ impl HashedPages {
         len: u64,
         each: impl Fn(&[u8], u64) -> Result<(), E> + Sync,
     ) -> Result<HashedPages, E> {
-        let pages = EqualParts::new(BLOCK_BYTES);
         let slices = in_slices(len, |slice| {
-            let found = HashedPages::of_slice(file, slice.clone(), &pages, &each)?;
+            let found = HashedPages::of_slice(file, slice.clone(), &each)?;
             Ok((slice, found))
         })?;
         let mut all = HashedPages::default();
@@ -73,21 +76,16 @@ impl HashedPages {
     fn of_slice<E>(
         file: BorrowedFd<'_>,
         slice: Range<u64>,
-        pages: &EqualParts,
         each: &impl Fn(&[u8], u64) -> Result<(), E>,
     ) -> Result<HashedPages, E> {
         let mut found = HashedPages::default();
         let read_there = |piece: &mut [u8], offset| Ok(read_full(file, piece, offset).unwrap_or(0));
         each_piece(file, slice, read_there, |read, offset| {
             each(read, offset)?;
-            let first = found.digests.len();
-            let blocks = read.chunks(BLOCK_BYTES);
-            found.digests.extend(blocks.map(block_digest));
-            for (block, digest) in read.chunks(BLOCK_BYTES).zip(&found.digests[first..]) {
-                match block.len() == BLOCK_BYTES {
-                    true => pages.append(&mut found.digest, crc32c_of(*digest)),
-                    false => found.digest.update(block),
-                }
+            for block in read.chunks(BLOCK_BYTES) {
+                let digest = block_digest(block);
+                add_block(&mut found.digest, block, digest);
+                found.digests.push(digest);
             }
             Ok(())
         })?;

@@ -2,21 +2,25 @@
 //! Never follows a link, and never believes a name, a length or a time. Invariant: what is taken over was read, and is
 //! what is listed but for the blocks that are named; no file that has a second name is written or handed on.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::retry_on_intr;
 use walmgr_protocol::names::RelativePath;
 
 use super::layout;
 use super::manifest::{FileEntry, ListedDigest};
 use super::page;
-use crate::files;
-use crate::files::slices::{PartDigest, SLICE_BYTES};
+use crate::files::slices::{EqualParts, PartDigest, SLICE_BYTES};
+use crate::files::{self, ChangeStamp};
 
 /// What is compared, and brought if it differs: a page of PostgreSQL.
 pub(crate) const BLOCK_BYTES: usize = page::PAGE_BYTES;
@@ -24,18 +28,23 @@ pub(crate) const BLOCK_BYTES: usize = page::PAGE_BYTES;
 /// One read: whole blocks.
 pub(crate) const PIECE_BYTES: usize = 128 * BLOCK_BYTES;
 
+/// How many directories stay open for the files that are looked for next.
+const OPEN_MAX: usize = 16;
+
 /// An old data directory.
 #[derive(Debug)]
 pub(crate) struct OldFiles {
     root: OwnedFd,
+    /// Directories in it, by their paths.
+    open: Mutex<HashMap<RelativePath, Arc<OwnedFd>>>,
 }
 
 /// A file in it.
 pub(crate) struct OldFile {
-    directory: OwnedFd,
+    directory: Arc<OwnedFd>,
     name: OsString,
-    file: OwnedFd,
-    len: u64,
+    file: File,
+    stamp: ChangeStamp,
 }
 
 impl OldFiles {
@@ -43,7 +52,8 @@ impl OldFiles {
     pub(crate) fn open(data: &Path) -> io::Result<OldFiles> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(data, flags, Mode::empty())?;
-        Ok(OldFiles { root })
+        let open = Mutex::default();
+        Ok(OldFiles { root, open })
     }
 
     /// The file at a path of a set, if it may be taken over: one that belongs to this user alone and has no other
@@ -52,26 +62,45 @@ impl OldFiles {
         if !may_be_taken(path) {
             return None;
         }
-        let mut parts = path.components().map(OsStr::from_bytes);
-        let mut name = parts.next()?;
-        let mut directory = self.root.try_clone().ok()?;
-        for next in parts {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            directory = rustix::fs::openat(&directory, name, flags, Mode::empty()).ok()?;
-            name = next;
-        }
+        let name = OsStr::from_bytes(path.file_name());
+        let directory = self.directory(&path.parent()?)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory, name, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&file).ok()?;
-        let is_own = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && stat.st_nlink == 1
-            && stat.st_uid == rustix::process::geteuid().as_raw();
+        let file = File::from(rustix::fs::openat(&directory, name, flags, Mode::empty()).ok()?);
+        let found = file.metadata().ok()?;
+        let is_own = found.is_file()
+            && found.nlink() == 1
+            && found.uid() == rustix::process::geteuid().as_raw();
         is_own.then(|| OldFile {
             directory,
             name: name.to_owned(),
             file,
-            len: u64::try_from(stat.st_size).unwrap_or_default(),
+            stamp: ChangeStamp::of(&found),
         })
+    }
+
+    /// The file at a path, if it is still what it was when it had this stamp.
+    pub(crate) fn find_again(&self, path: &RelativePath, stamp: ChangeStamp) -> Option<OldFile> {
+        self.find(path).filter(|file| file.stamp == stamp)
+    }
+
+    /// A directory in it, unless there is a link on the way to it. It may have been removed since it was opened, and then
+    /// nothing is found in it.
+    fn directory(&self, path: &RelativePath) -> Option<Arc<OwnedFd>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = open.get(path) {
+            return Some(Arc::clone(found));
+        }
+        let mut found = self.root.try_clone().ok()?;
+        for next in path.components().map(OsStr::from_bytes) {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            found = rustix::fs::openat(&found, next, flags, Mode::empty()).ok()?;
+        }
+        if open.len() >= OPEN_MAX {
+            open.clear();
+        }
+        let found = Arc::new(found);
+        open.insert(path.clone(), Arc::clone(&found));
+        Some(found)
     }
 }
 
@@ -85,7 +114,12 @@ pub(crate) fn may_be_taken(path: &RelativePath) -> bool {
 impl OldFile {
     /// Its length.
     pub(crate) const fn len(&self) -> u64 {
-        self.len
+        self.stamp.size
+    }
+
+    /// What it was when it was opened.
+    pub(crate) const fn stamp(&self) -> ChangeStamp {
+        self.stamp
     }
 
     /// Open for reading.
@@ -137,6 +171,18 @@ pub(crate) fn block_digest(block: &[u8]) -> u64 {
     u64::from(crc32fast::hash(block)) << 32 | u64::from(crc32c::crc32c(block))
 }
 
+/// Takes the checksums of whole blocks together. Made once: to make it costs more than to read a small file.
+pub(crate) static WHOLE_BLOCKS: LazyLock<EqualParts> =
+    LazyLock::new(|| EqualParts::new(BLOCK_BYTES));
+
+/// Takes a block whose digest is known, without going through it again.
+pub(crate) fn add_block(whole: &mut PartDigest, block: &[u8], block_digest: u64) {
+    match block.len() == BLOCK_BYTES {
+        true => WHOLE_BLOCKS.append(whole, crc32c_of(block_digest)),
+        false => whole.update(block),
+    }
+}
+
 /// The CRC-32C of a block with this digest.
 pub(crate) const fn crc32c_of(block_digest: u64) -> u32 {
     let [.., a, b, c, d] = block_digest.to_be_bytes();
@@ -153,11 +199,19 @@ pub(crate) struct ChangedBlocks {
 
 impl ChangedBlocks {
     /// Compares a piece that lies at this offset, which is that of a block, with the digests of what there is from there
-    /// on; what is behind the last of them differs.
-    pub(crate) fn compare_digests(&mut self, offset: u64, digests: &[u64], new: &[u8]) {
+    /// on; what is behind the last of them differs. Takes the piece into the checksum of the whole.
+    pub(crate) fn compare_digests(
+        &mut self,
+        offset: u64,
+        digests: &[u64],
+        new: &[u8],
+        whole: &mut PartDigest,
+    ) {
         let first = offset / BLOCK_BYTES as u64;
         for ((number, block), at) in (first..).zip(new.chunks(BLOCK_BYTES)).zip(0..) {
-            if digests.get::<usize>(at) != Some(&block_digest(block)) {
+            let digest = block_digest(block);
+            add_block(whole, block, digest);
+            if digests.get::<usize>(at) != Some(&digest) {
                 self.add(number);
                 self.wanted.update(block);
             }
@@ -232,6 +286,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fault_292_a_file_that_was_written_to_or_replaced_is_not_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, at) = ("base/1/1".parse().unwrap(), folder.path().join("base/1/1"));
+        fs::create_dir_all(folder.path().join("base/1")).unwrap();
+        fs::write(&at, "as compared").unwrap();
+        let old = OldFiles::open(folder.path()).unwrap();
+        let stamp = || old.find(&path).unwrap().stamp();
+        let is_found = |stamp| old.find_again(&path, stamp).is_some();
+        let compared = stamp();
+        assert!(is_found(compared));
+        // Behind a tick of the clock that stamps changes.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        fs::write(&at, "as it's now").unwrap();
+        assert!(!is_found(compared));
+        let written = stamp();
+        fs::write(folder.path().join("new"), "as it's now").unwrap();
+        fs::rename(folder.path().join("new"), &at).unwrap();
+        assert!(!is_found(written));
+    }
+
     proptest! {
         #[test]
         fn what_differs_is_found_and_written_over_it_makes_the_files_equal(
@@ -245,13 +320,15 @@ mod tests {
                 bytes
             };
             let (mut old, new) = (file(&old, tails.0), file(&new, tails.1));
-            let mut changed = ChangedBlocks::default();
+            let (mut changed, mut whole) = (ChangedBlocks::default(), PartDigest::default());
             let digests: Vec<u64> = old.chunks(BLOCK_BYTES).map(block_digest).collect();
             for (index, piece) in new.chunks(2 * BLOCK_BYTES).enumerate() {
                 let offset = index * 2 * BLOCK_BYTES;
                 let digests = digests.get(2 * index..).unwrap_or_default();
-                changed.compare_digests(offset as u64, digests, piece);
+                changed.compare_digests(offset as u64, digests, piece, &mut whole);
             }
+            prop_assert_eq!(whole.crc32c, crc32c::crc32c(&new));
+            prop_assert_eq!(whole.len, new.len() as u64);
             old.resize(new.len(), 0);
             let mut brought_bytes = 0;
             for (offset, len) in changed.runs(new.len() as u64) {
@@ -269,7 +346,7 @@ mod tests {
         let mut changed = ChangedBlocks::default();
         assert_eq!(changed.runs(1 << 30).next(), None);
         let zeros = vec![0; 3 * PIECE_BYTES / 2];
-        changed.compare_digests(0, &[], &zeros);
+        changed.compare_digests(0, &[], &zeros, &mut PartDigest::default());
         let found: Vec<(u64, usize)> = changed.runs(zeros.len() as u64 - 100).collect();
         let piece = PIECE_BYTES as u64;
         assert_eq!(found, [(0, PIECE_BYTES), (piece, PIECE_BYTES / 2 - 100)]);

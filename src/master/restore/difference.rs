@@ -24,8 +24,8 @@ use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
 use walmgr_protocol::names::RelativePath;
 
 use super::comparing::Comparing;
-use super::kept::KeptPages;
-use super::made::{MadePages, SetFile, check};
+use super::kept::{ChangedFile, KeptFiles, KeptPages};
+use super::made::{MadePages, SetFile};
 use super::old::OldDirectory;
 use super::pages::{MissingPages, PageSink};
 use super::place::{RestorePlace, SPARE_BYTES};
@@ -33,14 +33,14 @@ use super::stream::{RemoteSet, Streams};
 use super::tree::{NewTree, failed, refused};
 use super::unpack::{Layout, Unpack};
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::{self, RoomNeeded};
+use crate::files::{self, ChangeStamp, RoomNeeded};
 use crate::master::fetch::Fetching;
 use crate::pg::control;
 use crate::pg::hashed_pages::HashedPages;
 use crate::pg::layout;
 use crate::pg::listed::{Listed, stored_path};
 use crate::pg::manifest::Reader;
-use crate::pg::old_files::{OldFile, OldFiles, PIECE_BYTES, may_be_taken};
+use crate::pg::old_files::{OldFile, OldFiles, PIECE_BYTES, may_be_taken, read_full};
 use crate::pg::set_place::taking::{self, DeltaWay};
 
 /// How many compare at once: reading is what costs, and the host has other work.
@@ -60,9 +60,24 @@ enum FileStanding {
     /// It is made, and lacks pages that are not these.
     Made(MadePages),
     /// It lies in the old directory, with all of it as it has to be.
-    Lying { old_len: u64, crc32c: u32 },
-    /// It lies in the old directory, and pages are missing.
-    Differing { old_len: u64, digests: Vec<u64> },
+    Lying { old: ChangeStamp, crc32c: u32 },
+    /// It lies in the old directory, and lacks pages that are not these.
+    Differing { old: ChangeStamp, pages: MadePages },
+}
+
+/// What came of the files of a round.
+struct RoundPages<'a, 'k> {
+    /// Of those that are made, where that was written.
+    written: HashMap<RelativePath, Vec<Range<u64>>>,
+    /// Of those that lie in the old directory, if any does.
+    kept: Option<&'a mut KeptFiles<'k>>,
+}
+
+impl<'k> RoundPages<'_, 'k> {
+    fn kept_of(&mut self, number: usize, path: &RelativePath) -> Result<ChangedFile<'k>> {
+        let lost = || refused(path, "nothing is kept of what differs");
+        self.kept.as_mut().ok_or_else(lost)?.of(number)
+    }
 }
 
 /// What a difference is made of.
@@ -104,6 +119,7 @@ pub(super) async fn fetch<'c>(
         set.described.name
     );
     let (mut standings, mut brought_bytes) = (Vec::new(), 0);
+    let mut kept_files = kept.as_ref().map(KeptPages::files);
     let mut next = difference.begin_round(0)?;
     while let Some(round) = next.take() {
         let mut found = round.found(PATIENCE, &mut streams).await?;
@@ -118,12 +134,15 @@ pub(super) async fn fetch<'c>(
             sink.answered()?;
         }
         brought_bytes += sink.brought_bytes();
-        difference.check_made(from, &found, &sink.into_written(), &mut listed)?;
+        let arrived = RoundPages {
+            written: sink.into_written(),
+            kept: kept_files.as_mut(),
+        };
+        difference.check_round(from, &mut found, arrived, &mut listed)?;
         standings.append(&mut found);
     }
     streams.pause().await;
     if let Some(kept) = kept {
-        difference.check_kept(&kept, &standings, &mut listed)?;
         old.touch()?;
         difference.move_over(&standings)?;
         difference.write_kept(&kept, &standings)?;
@@ -293,13 +312,16 @@ impl Difference {
             tree.make_file(path, path.file_name())?;
             return Ok(FileStanding::Made(MadePages::default()));
         }
-        match found.agrees(entry, (handle, old_len), buffer) {
-            Some(crc32c) => Ok(FileStanding::Lying { old_len, crc32c }),
-            None => {
-                let digests = found.digests;
-                Ok(FileStanding::Differing { old_len, digests })
-            }
-        }
+        Ok(match found.agrees(entry, (handle, old_len), buffer) {
+            Some(crc32c) => FileStanding::Lying {
+                old: old.stamp(),
+                crc32c,
+            },
+            None => FileStanding::Differing {
+                old: old.stamp(),
+                pages: MadePages::of(found),
+            },
+        })
     }
 
     /// Has the content of an old file in a new one, as far as it can be read.
@@ -340,8 +362,9 @@ impl Difference {
                 matches!(standing, FileStanding::Differing { .. }),
             );
             let digests = match standing {
-                FileStanding::Made(made) => made.take_digests(),
-                FileStanding::Differing { digests, .. } => std::mem::take(digests),
+                FileStanding::Made(pages) | FileStanding::Differing { pages, .. } => {
+                    pages.take_digests()
+                }
                 FileStanding::Taken { .. } | FileStanding::Lying { .. } => continue,
             };
             if file.entry.size > 0 {
@@ -358,77 +381,45 @@ impl Difference {
         missing
     }
 
-    /// Compares what was made with the manifest, of files the first of which has this number; these runs of them came.
-    fn check_made(
+    /// Compares what files are or will be with the manifest, the first of which has this number; this of them came. What they
+    /// had is of no use behind that.
+    fn check_round(
         &self,
         from: usize,
-        standings: &[FileStanding],
-        written: &HashMap<RelativePath, Vec<Range<u64>>>,
+        standings: &mut [FileStanding],
+        mut arrived: RoundPages<'_, '_>,
         listed: &mut Listed,
     ) -> Result<()> {
         let (mut tree, mut buffer) = (self.tree.clone(), vec![0; PIECE_BYTES]);
-        for (file, standing) in self.files[from..].iter().zip(standings) {
+        for (number, standing) in (from..).zip(standings) {
+            let file = &self.files[number];
             let (path, size) = (&file.path, file.entry.size);
-            match standing {
-                FileStanding::Taken { crc32c } => pass(listed, path, size, *crc32c)?,
+            let crc32c = match standing {
+                FileStanding::Taken { crc32c } | FileStanding::Lying { crc32c, .. } => *crc32c,
                 FileStanding::Made(pages) => {
                     let made = tree.open_file(path)?;
                     let cut = made.set_len(size);
                     cut.map_err(|error| failed("set the length of", path, error))?;
-                    let written = written.get(path).map_or(&[][..], Vec::as_slice);
-                    let crc32c = pages.check(file, made.as_fd(), written, &mut buffer)?;
-                    pass(listed, path, size, crc32c)?;
+                    let written = arrived.written.get(path).map_or(&[][..], Vec::as_slice);
+                    let read = |piece: &mut [u8], offset| read_full(made.as_fd(), piece, offset);
+                    std::mem::take(pages).check(file, written, &mut buffer, read)?
                 }
-                FileStanding::Lying { .. } | FileStanding::Differing { .. } => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares what the files of the old directory will be with the manifest, before any of them is touched.
-    fn check_kept(
-        &self,
-        kept: &KeptPages,
-        standings: &[FileStanding],
-        listed: &mut Listed,
-    ) -> Result<()> {
-        let (mut buffer, mut pages) = (vec![0; PIECE_BYTES], kept.files()?);
-        for (number, (file, standing)) in self.files.iter().zip(standings).enumerate() {
-            let crc32c = match standing {
-                FileStanding::Taken { .. } | FileStanding::Made(_) => continue,
-                FileStanding::Lying { crc32c, .. } => *crc32c,
-                FileStanding::Differing { .. } => {
-                    let changed = pages.of(number)?;
-                    let old = self.lying(file, standing)?;
-                    check(file, &mut buffer, |piece, offset| {
-                        let found = old.read(piece, offset)?;
-                        let left = file.entry.size.saturating_sub(offset);
-                        let len = usize::try_from(left)
-                            .unwrap_or(piece.len())
-                            .min(piece.len());
-                        piece[found.min(len)..len].fill(0);
-                        changed.overlay(&mut piece[..len], offset)?;
-                        Ok(len)
-                    })?
+                FileStanding::Differing { old, pages } => {
+                    let changed = arrived.kept_of(number, path)?;
+                    let old = self.lying(file, *old)?;
+                    let read =
+                        |piece: &mut [u8], offset| changed.read_over(&old, size, piece, offset);
+                    std::mem::take(pages).check(file, &changed.ranges(), &mut buffer, read)?
                 }
             };
-            pass(listed, &file.path, file.entry.size, crc32c)?;
+            pass(listed, path, size, crc32c)?;
         }
         Ok(())
     }
 
     /// A file of the old directory that is still as it was when it was compared.
-    fn lying(&self, file: &SetFile, standing: &FileStanding) -> Result<OldFile> {
-        let (FileStanding::Lying { old_len, .. } | FileStanding::Differing { old_len, .. }) =
-            standing
-        else {
-            return Err(refused(&file.path, "it is not in the old directory"));
-        };
-        let found = self
-            .old
-            .find(&file.path)
-            .filter(|old| old.len() == *old_len);
-        found.ok_or_else(|| {
+    fn lying(&self, file: &SetFile, old: ChangeStamp) -> Result<OldFile> {
+        (self.old.find_again(&file.path, old)).ok_or_else(|| {
             CommandError::retry(format!(
                 "{} was changed in the old directory meanwhile",
                 file.path
@@ -439,22 +430,20 @@ impl Difference {
     fn move_over(&self, standings: &[FileStanding]) -> Result<()> {
         let mut tree = self.tree.clone();
         for (file, standing) in self.files.iter().zip(standings) {
-            if matches!(
-                standing,
-                FileStanding::Lying { .. } | FileStanding::Differing { .. }
-            ) {
-                let (above, name) = (tree.above(&file.path)?, file.path.file_name());
-                let moved = self
-                    .lying(file, standing)?
-                    .move_to(above.as_fd(), OsStr::from_bytes(name));
-                moved.map_err(|error| failed("move", &file.path, error))?;
-            }
+            let (FileStanding::Lying { old, .. } | FileStanding::Differing { old, .. }) = standing
+            else {
+                continue;
+            };
+            let (above, name) = (tree.above(&file.path)?, file.path.file_name());
+            let old = self.lying(file, *old)?;
+            let moved = old.move_to(above.as_fd(), OsStr::from_bytes(name));
+            moved.map_err(|error| failed("move", &file.path, error))?;
         }
         Ok(())
     }
 
     fn write_kept(&self, kept: &KeptPages, standings: &[FileStanding]) -> Result<()> {
-        let (mut tree, mut pages) = (self.tree.clone(), kept.files()?);
+        let (mut tree, mut pages) = (self.tree.clone(), kept.files());
         for (number, (file, standing)) in self.files.iter().zip(standings).enumerate() {
             if !matches!(standing, FileStanding::Differing { .. }) {
                 continue;

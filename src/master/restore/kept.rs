@@ -4,17 +4,20 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::old_files::OldFile;
 
 /// The name of the file.
 const NAME: &str = "walmgr.pages";
 
-/// What a run of pages begins with: the number of its file, where it belongs, how long it is.
-const HEAD_BYTES: usize = 4 + 8 + 4;
+/// What a run of pages begins with: the number of its file, where it belongs, how long it is, its CRC-32C. They are
+/// checked with their file and written later: the disk may have lost some of them in between.
+const HEAD_BYTES: usize = 4 + 8 + 4 + 4;
 
 /// Longest run: what one block of the wire holds.
 const RUN_BYTES_MAX: usize = 1 << 20;
@@ -45,14 +48,12 @@ impl KeptPages {
         })
     }
 
-    /// For whoever goes through all of it.
-    pub(super) fn files(&self) -> Result<KeptFiles<'_>> {
-        let end = self.file.metadata().map(|found| found.len());
-        Ok(KeptFiles {
+    /// For whoever goes through all of it, while more is appended or behind that.
+    pub(super) const fn files(&self) -> KeptFiles<'_> {
+        KeptFiles {
             kept: self,
-            end: end.at(Kind::Retry, "examine", &self.path)?,
             next: 0,
-        })
+        }
     }
 
     /// Removes it.
@@ -71,14 +72,17 @@ pub(super) struct PageKeeper {
 impl PageKeeper {
     /// Keeps pages of a file that belong at this offset.
     pub(super) fn keep(&mut self, number: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut offset = offset;
         for bytes in bytes.chunks(RUN_BYTES_MAX) {
             let mut run = Vec::with_capacity(HEAD_BYTES + bytes.len());
             run.extend_from_slice(&number.to_le_bytes());
             run.extend_from_slice(&offset.to_le_bytes());
             run.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(0).to_le_bytes());
+            run.extend_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
             run.extend_from_slice(bytes);
             self.file.write_all_at(&run, self.end)?;
             self.end += run.len() as u64;
+            offset += bytes.len() as u64;
         }
         Ok(())
     }
@@ -87,15 +91,24 @@ impl PageKeeper {
 /// The files of which pages are kept, one after the other.
 pub(super) struct KeptFiles<'a> {
     kept: &'a KeptPages,
-    end: u64,
     next: u64,
 }
 
 /// Pages of one file.
 pub(super) struct ChangedFile<'a> {
     kept: &'a File,
-    /// Where each run belongs, by that, with its length and its place in the kept file.
-    runs: Vec<(u64, usize, u64)>,
+    /// By where they belong.
+    runs: Vec<KeptRun>,
+}
+
+/// Pages that belong beside each other.
+struct KeptRun {
+    /// Where they belong.
+    at: u64,
+    len: usize,
+    /// Where they are kept.
+    kept_at: u64,
+    crc32c: u32,
 }
 
 impl<'a> KeptFiles<'a> {
@@ -108,12 +121,12 @@ impl<'a> KeptFiles<'a> {
         })
     }
 
-    fn runs_of(&mut self, number: usize) -> io::Result<Vec<(u64, usize, u64)>> {
-        let mut runs = Vec::new();
-        while self.next < self.end {
+    fn runs_of(&mut self, number: usize) -> io::Result<Vec<KeptRun>> {
+        let (mut runs, end) = (Vec::new(), self.kept.file.metadata()?.len());
+        while self.next < end {
             let mut head = [0; HEAD_BYTES];
             self.kept.file.read_exact_at(&mut head, self.next)?;
-            let [a, b, c, d, offset @ .., e, f, g, h] = head;
+            let [a, b, c, d, offset @ .., e, f, g, h, i, j, k, l] = head;
             let found = u32::from_le_bytes([a, b, c, d]);
             let len = u32::from_le_bytes([e, f, g, h]) as usize;
             if len > RUN_BYTES_MAX {
@@ -122,43 +135,80 @@ impl<'a> KeptFiles<'a> {
             if usize::try_from(found) != Ok(number) {
                 break;
             }
-            let at = self.next + HEAD_BYTES as u64;
-            runs.push((u64::from_le_bytes(offset), len, at));
-            self.next = at + len as u64;
+            let kept_at = self.next + HEAD_BYTES as u64;
+            runs.push(KeptRun {
+                at: u64::from_le_bytes(offset),
+                len,
+                kept_at,
+                crc32c: u32::from_le_bytes([i, j, k, l]),
+            });
+            self.next = kept_at + len as u64;
         }
-        runs.sort_by_key(|(offset, ..)| *offset);
+        runs.sort_by_key(|run| run.at);
         Ok(runs)
     }
 }
 
 impl ChangedFile<'_> {
+    /// Where pages are kept of it, by where that begins.
+    pub(super) fn ranges(&self) -> Vec<Range<u64>> {
+        let ranges = self.runs.iter();
+        ranges.map(KeptRun::range).collect()
+    }
+
+    /// Reads what the file will be, which is to have this length: the old one with the pages over it.
+    pub(super) fn read_over(
+        &self,
+        old: &OldFile,
+        len: u64,
+        piece: &mut [u8],
+        offset: u64,
+    ) -> io::Result<usize> {
+        let found = old.read(piece, offset)?;
+        let left = usize::try_from(len.saturating_sub(offset));
+        let len = left.map_or(piece.len(), |left| left.min(piece.len()));
+        piece[found.min(len)..len].fill(0);
+        self.overlay(&mut piece[..len], offset)?;
+        Ok(len)
+    }
+
     /// Puts the pages into a piece of the file that lies at this offset.
-    pub(super) fn overlay(&self, piece: &mut [u8], offset: u64) -> io::Result<()> {
+    fn overlay(&self, piece: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset + piece.len() as u64;
-        let first = (self.runs).partition_point(|(at, ..)| *at + (RUN_BYTES_MAX as u64) <= offset);
-        for (at, len, kept_at) in &self.runs[first..] {
-            if *at >= end {
+        let first = (self.runs).partition_point(|run| run.at + (RUN_BYTES_MAX as u64) <= offset);
+        for run in &self.runs[first..] {
+            if run.at >= end {
                 break;
             }
-            let (from, to) = (offset.max(*at), end.min(at + *len as u64));
+            let (from, to) = (offset.max(run.at), end.min(run.range().end));
             if from < to {
                 let [begin, stop] = [from, to].map(|it| usize::try_from(it - offset).unwrap_or(0));
-                let kept_at = kept_at + (from - at);
+                let kept_at = run.kept_at + (from - run.at);
                 self.kept.read_exact_at(&mut piece[begin..stop], kept_at)?;
             }
         }
         Ok(())
     }
 
-    /// Writes the pages into the file.
+    /// Writes the pages into the file, if they are what was kept.
     pub(super) fn write_into(&self, file: &File) -> io::Result<()> {
         let mut piece = Vec::new();
-        for (at, len, kept_at) in &self.runs {
-            piece.resize(*len, 0);
-            self.kept.read_exact_at(&mut piece, *kept_at)?;
-            file.write_all_at(&piece, *at)?;
+        for run in &self.runs {
+            piece.resize(run.len, 0);
+            self.kept.read_exact_at(&mut piece, run.kept_at)?;
+            if crc32c::crc32c(&piece) != run.crc32c {
+                let what = "what was kept for it is damaged; restore again";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            file.write_all_at(&piece, run.at)?;
         }
         Ok(())
+    }
+}
+
+impl KeptRun {
+    const fn range(&self) -> Range<u64> {
+        self.at..self.at + self.len as u64
     }
 }
 
@@ -173,11 +223,13 @@ mod tests {
         let mut writer = kept.writer().unwrap();
         writer.keep(3, 8192, &[1; 8192]).unwrap();
         writer.keep(3, 32_768, &[2; 100]).unwrap();
-        let mut writer = kept.writer().unwrap();
-        writer.keep(7, 0, &[3; 9]).unwrap();
-        let mut files = kept.files().unwrap();
+        let mut files = kept.files();
         assert!(files.of(2).unwrap().runs.is_empty());
         let changed = files.of(3).unwrap();
+        // What is appended later is there for whoever has begun.
+        let mut writer = kept.writer().unwrap();
+        writer.keep(7, 0, &[3; 9]).unwrap();
+        assert_eq!(changed.ranges(), [8192..16_384, 32_768..32_868]);
         for offset in [0, 8192, 12_000, 32_700] {
             let mut piece = vec![0; 30_000];
             changed.overlay(&mut piece, offset).unwrap();
@@ -196,6 +248,14 @@ mod tests {
         files.of(7).unwrap().write_into(&file).unwrap();
         let found = std::fs::read(&path).unwrap();
         assert_eq!(found, [&[3; 9][..], &[9; 11]].concat());
+        // It is not what was kept by now.
+        let mut other = std::fs::read(&kept.path).unwrap();
+        *other.last_mut().unwrap() ^= 1;
+        std::fs::write(&kept.path, other).unwrap();
+        let mut files = kept.files();
+        files.of(3).unwrap().write_into(&file).unwrap();
+        let damaged = files.of(7).unwrap().write_into(&file).unwrap_err();
+        assert_eq!(damaged.kind(), io::ErrorKind::InvalidData);
         kept.remove().unwrap();
     }
 }

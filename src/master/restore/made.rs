@@ -1,20 +1,19 @@
-//! What a file of the new directory is that is made of old pages and of new ones, compared with the manifest.
+//! What a file of the new directory is, or will be, that is made of old pages and of new ones, compared with the manifest.
 //! Never believes a page that came before it was read where it lies. Invariant: the checksum is of what the file holds, of
-//! which nobody else writes.
+//! which nobody else writes; an old page counts as what it was when it was compared.
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 
 use walmgr_protocol::names::RelativePath;
 use walmgr_protocol::patch::PAGE_BYTES;
 
 use super::tree::{failed, refused};
 use crate::error::Result;
-use crate::files::slices::{EqualParts, PartDigest, in_slices};
+use crate::files::slices::{PartDigest, in_slices};
 use crate::pg::hashed_pages::{HASHED_BYTES, HashedPages};
 use crate::pg::manifest::{Checksum, FileEntry, ListedDigest};
-use crate::pg::old_files::{BLOCK_BYTES, crc32c_of, read_full};
+use crate::pg::old_files::{WHOLE_BLOCKS, crc32c_of};
 
 /// A file of the set that an old directory may have.
 pub(super) struct SetFile {
@@ -49,18 +48,18 @@ impl MadePages {
         std::mem::take(&mut self.digests)
     }
 
-    /// Refuses a file that is not what the manifest lists, now that these runs of it were written; its CRC-32C.
+    /// Refuses a file that is not what the manifest lists, now that these runs of it came; its CRC-32C. `read` reads the file
+    /// as it is or will be.
     pub(super) fn check(
         &self,
         file: &SetFile,
-        made: BorrowedFd<'_>,
         written: &[Range<u64>],
         buffer: &mut [u8],
+        read: impl Fn(&mut [u8], u64) -> io::Result<usize> + Sync,
     ) -> Result<u32> {
-        let read = |piece: &mut [u8], offset| read_full(made, piece, offset);
         match file.entry.checksum {
             Some(Checksum::Crc32c(listed)) if !self.crc32c.is_empty() => {
-                let found = self.digest(file.entry.size, written, read);
+                let found = self.digest(file.entry.size, written, &read);
                 let found = found.map_err(|error| failed("read", &file.path, error))?;
                 let agrees = (found.len, found.crc32c) == (file.entry.size, listed);
                 agreed(file, agrees, found.crc32c)
@@ -76,7 +75,7 @@ impl MadePages {
         written: &[Range<u64>],
         read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
     ) -> io::Result<PartDigest> {
-        let (parts, mut found) = (EqualParts::new(BLOCK_BYTES), PartDigest::default());
+        let mut found = PartDigest::default();
         let (mut buffer, mut written) = (vec![0; HASHED_BYTES], written.iter().peekable());
         while found.len < len {
             let offset = found.len;
@@ -87,7 +86,7 @@ impl MadePages {
                 end <= len && written.peek().is_none_or(|run| run.start >= end)
             });
             if let Some(crc32c) = known {
-                parts.append(&mut found, *crc32c);
+                WHOLE_BLOCKS.append(&mut found, *crc32c);
                 continue;
             }
             // To the end of the run, and behind the last old page to the end of the file.
@@ -108,7 +107,7 @@ impl MadePages {
 }
 
 /// Reads what a file is or will be, and refuses it if it is not what the manifest lists; its CRC-32C.
-pub(super) fn check(
+fn check(
     file: &SetFile,
     buffer: &mut [u8],
     read: impl Fn(&mut [u8], u64) -> io::Result<usize> + Sync,
@@ -177,8 +176,9 @@ mod tests {
 
     use crate::error::CommandError;
     use crate::files::slices::SLICE_BYTES;
-    use crate::pg::old_files::block_digest;
+    use crate::pg::old_files::{BLOCK_BYTES, OldFiles, block_digest, read_full};
 
+    use super::super::kept::KeptPages;
     use super::*;
 
     #[test]
@@ -255,6 +255,67 @@ mod tests {
                 assert_ne!(found.crc32c, crc32c::crc32c(&expected), "{written:?}");
                 made.write_all_at(&byte, run.start).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn fault_291_what_is_kept_for_an_old_file_is_read_where_it_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("base/1")).unwrap();
+        let page = |number: usize| vec![u8::try_from(number % 251).unwrap(); BLOCK_BYTES];
+        let old: Vec<u8> = (0..60).flat_map(page).chain(vec![9; 1000]).collect();
+        let path: RelativePath = "base/1/1".parse().unwrap();
+        std::fs::write(folder.path().join("base/1/1"), &old).unwrap();
+        let files = OldFiles::open(folder.path()).unwrap();
+        for (number, (written, len)) in (1..).zip([
+            (vec![(0, 1)], old.len()),
+            (vec![(3, 5), (40, 41), (60, 61)], 61 * BLOCK_BYTES),
+            (vec![(10, 11)], 50 * BLOCK_BYTES + 7),
+            (vec![(2, 3), (60, 80)], 80 * BLOCK_BYTES),
+        ]) {
+            let below = folder.path().join(format!("{number}"));
+            std::fs::create_dir(&below).unwrap();
+            let kept = KeptPages::create(&below).unwrap();
+            let (mut keeper, mut expected) = (kept.writer().unwrap(), old.clone());
+            expected.resize(len, 0);
+            for (start, end) in written {
+                let bytes = vec![0xA5; (end - start) * BLOCK_BYTES];
+                let offset = start * BLOCK_BYTES;
+                expected[offset..end * BLOCK_BYTES].copy_from_slice(&bytes);
+                // The connection broke in its middle, and it came again.
+                let half = &bytes[..BLOCK_BYTES / 2];
+                keeper.keep(number, offset as u64, half).unwrap();
+                keeper.keep(number, offset as u64, &bytes).unwrap();
+            }
+            let checksum = Some(Checksum::Crc32c(crc32c::crc32c(&expected)));
+            let entry = FileEntry {
+                path: path.clone(),
+                size: len as u64,
+                last_modified: 0,
+                checksum,
+            };
+            let file = SetFile {
+                path: path.clone(),
+                entry,
+            };
+            let check = || {
+                let found = files.find(&path).unwrap();
+                let end = old.len().min(len) as u64;
+                let pages = HashedPages::of(found.handle(), end, |_, _| Ok::<_, CommandError>(()));
+                let pages = MadePages::of(pages.unwrap());
+                let changed = kept.files().of(usize::try_from(number).unwrap()).unwrap();
+                let read =
+                    |piece: &mut [u8], offset| changed.read_over(&found, len as u64, piece, offset);
+                pages.check(&file, &changed.ranges(), &mut vec![0; 100_000], read)
+            };
+            assert_eq!(check().unwrap(), crc32c::crc32c(&expected), "{number}");
+            let kept_at = below.join("walmgr.pages");
+            let mut bytes = std::fs::read(&kept_at).unwrap();
+            let last = bytes.len() - 5;
+            bytes[last] ^= 1;
+            std::fs::write(&kept_at, bytes).unwrap();
+            let error = check().unwrap_err().to_string();
+            assert!(error.contains("base/1/1"), "{error}");
         }
     }
 }
