@@ -14,7 +14,8 @@ use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
 use super::list::HeldSet;
-use super::slices::from_offset;
+use super::slices::{Slice, from_offset};
+use crate::files::ChangeStamp;
 use crate::files::slices::SLICE_BYTES;
 use crate::pg::hashed_pages::HashedPages;
 use crate::pg::layout;
@@ -46,8 +47,8 @@ pub(super) struct Verdict {
     pub(super) len: u64,
     /// Of the file as it has to be.
     pub(super) crc32c: u32,
-    /// The old one's length, as it was read.
-    pub(super) old_len: u64,
+    /// The old one, as it was read.
+    pub(super) old: ChangeStamp,
     pub(super) changed: ChangedBlocks,
 }
 
@@ -270,7 +271,7 @@ impl Comparison<'_> {
         Ok((pages.digest.len == end).then_some(Verdict {
             len,
             crc32c,
-            old_len,
+            old: old.stamp(),
             changed,
         }))
     }
@@ -289,8 +290,9 @@ impl Comparison<'_> {
             let shown = Path::new(OsStr::from_bytes(path.as_bytes()));
             set.failure("open", shown, error)
         })?;
-        let compare = |changed: &mut ChangedBlocks, new: &[u8], offset: u64| {
-            changed.compare_digests(offset % SLICE_BYTES, from_offset(digests, offset), new);
+        let compare = |(changed, whole): Slice<'_, ChangedBlocks>, new: &[u8], offset: u64| {
+            let digests = from_offset(digests, offset);
+            changed.compare_digests(offset % SLICE_BYTES, digests, new, whole);
             Ok(())
         };
         let (whole, slices) = set.read_slices(source.as_fd(), path, entry, compare)?;

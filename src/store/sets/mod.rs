@@ -24,6 +24,7 @@
 //!
 //! There is no list of sets. An administrator may copy a set here under a free name, or move a set away.
 
+mod ahead;
 mod by_hand;
 mod clear_away;
 pub(crate) mod condition;

@@ -1,20 +1,31 @@
 //! Pages of a set's files for a master that has files which are nearly the same, as a tar stream.
 //! Never changes a set and never follows a link in one. Invariant: what is asked for is sent in the order in which it was
 //! asked for, and a page is left out only if its digest is the one that was sent.
+//!
+//! A window of a file is compared, by several threads, and then what differs in it is read again and sent.
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use walmgr_protocol::message::fetch::WantedPages;
+use walmgr_protocol::names::RelativePath;
 
 use super::error::SetError;
 use super::list::HeldSet;
+use super::slices::from_offset;
 use super::stream::Streamed;
+use crate::files::slices::{PartDigest, SLICE_BYTES, in_slices};
+use crate::pg::hashed_pages::each_piece;
 use crate::pg::old_files::{BLOCK_BYTES, ChangedBlocks, PIECE_BYTES};
 use crate::tar::writer;
+
+/// How much of a file is compared before what differs in it is sent: slices for every thread, and no more than is still in
+/// memory when its pages are read again.
+const WINDOW_BYTES: u64 = 4 * SLICE_BYTES;
 
 /// Takes what is sent; `false` when it has seen enough.
 type Each<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
@@ -50,40 +61,83 @@ impl HeldSet {
             },
             _ => self.failure("open", path, error),
         })?;
+        let known_bytes = (wanted.digests.len() as u64).saturating_mul(BLOCK_BYTES as u64);
+        let known_end = wanted.offset.saturating_add(known_bytes.min(wanted.len));
+        let mut offset = wanted.offset;
+        while offset < known_end {
+            let window = offset..known_end.min(offset + WINDOW_BYTES);
+            let changed = self.changed((file.as_fd(), path), wanted, window.clone())?;
+            for (at, len) in changed.runs(window.end - offset) {
+                let piece = &mut buffer[..len];
+                let read_bytes = self.read_piece(file.as_fd(), piece, offset + at, path)?;
+                if !send(&wanted.path, offset + at, &piece[..read_bytes], each) {
+                    return Ok(false);
+                }
+            }
+            offset = window.end;
+        }
+        // What is behind the last digest is all new.
         let end = wanted.offset.saturating_add(wanted.len);
-        let (mut offset, mut digests) = (wanted.offset, &wanted.digests[..]);
         while offset < end {
             let most = usize::try_from(end - offset).unwrap_or(PIECE_BYTES);
             let piece = &mut buffer[..most.min(PIECE_BYTES)];
             let read_bytes = self.read_piece(file.as_fd(), piece, offset, path)?;
-            let piece = &piece[..read_bytes];
-            let mut changed = ChangedBlocks::default();
-            changed.compare_digests(0, digests, piece);
-            for (at, len) in changed.runs(read_bytes as u64) {
-                let from = usize::try_from(at).unwrap_or_default();
-                let mut header = Vec::new();
-                writer::put_file(&mut header, wanted.path.as_bytes(), len as u64, offset + at);
-                let padding = writer::padding(len as u64);
-                let padding = &[0; writer::BLOCK_BYTES][..padding];
-                if !(each(&header) && each(&piece[from..from + len]) && each(padding)) {
-                    return Ok(false);
-                }
+            if !send(&wanted.path, offset, &piece[..read_bytes], each) {
+                return Ok(false);
             }
-            digests = &digests[digests.len().min(PIECE_BYTES / BLOCK_BYTES)..];
-            offset += read_bytes as u64;
-            if read_bytes < PIECE_BYTES.min(most) {
+            if read_bytes < piece.len() {
                 break;
             }
+            offset += read_bytes as u64;
         }
         Ok(true)
     }
+
+    /// Which blocks of a part of a file are not what the digests say, counted from its beginning.
+    fn changed(
+        &self,
+        (file, shown): (BorrowedFd<'_>, &Path),
+        wanted: &WantedPages,
+        window: Range<u64>,
+    ) -> Result<ChangedBlocks, SetError> {
+        let slices = in_slices(window.end - window.start, |slice| {
+            let (mut changed, mut whole) = (ChangedBlocks::default(), PartDigest::default());
+            let start = window.start + slice.start;
+            let read = |piece: &mut [u8], offset| self.read_piece(file, piece, offset, shown);
+            each_piece(
+                file,
+                start..window.start + slice.end,
+                read,
+                |piece, offset| {
+                    let digests = from_offset(&wanted.digests, offset - wanted.offset);
+                    changed.compare_digests(offset - start, digests, piece, &mut whole);
+                    Ok::<_, SetError>(())
+                },
+            )?;
+            Ok::<_, SetError>(changed)
+        })?;
+        let mut changed = ChangedBlocks::default();
+        for (number, slice) in (0..).zip(&slices) {
+            changed.append(number * SLICE_BYTES, slice);
+        }
+        Ok(changed)
+    }
+}
+
+/// Hands pages of a file that lie at this offset on; `false` when enough was seen.
+fn send(path: &RelativePath, offset: u64, pages: &[u8], each: Each<'_>) -> bool {
+    if pages.is_empty() {
+        return true;
+    }
+    let mut header = Vec::new();
+    writer::put_file(&mut header, path.as_bytes(), pages.len() as u64, offset);
+    let padding = writer::padding(pages.len() as u64);
+    each(&header) && each(pages) && each(&[0; writer::BLOCK_BYTES][..padding])
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-
-    use walmgr_protocol::names::RelativePath;
 
     use super::super::testing::{held_sample, sample_files};
     use super::*;
@@ -209,5 +263,54 @@ mod tests {
         };
         let error = set.pages(&[gone], &mut |_| true).unwrap_err().to_string();
         assert!(error.contains("base/1/gone"), "{error}");
+    }
+
+    #[test]
+    fn fault_290_of_a_long_file_just_the_pages_that_differ_come() {
+        let folder = scratch_folder();
+        let set = held_sample(folder.path());
+        let window = usize::try_from(WINDOW_BYTES).unwrap();
+        let slice = usize::try_from(SLICE_BYTES).unwrap();
+        let mut content = vec![0; window + slice + BLOCK_BYTES + 100];
+        (content.chunks_mut(BLOCK_BYTES).zip(1_u32..))
+            .for_each(|(page, number)| page[..4].copy_from_slice(&number.to_le_bytes()));
+        std::fs::write(set.path().join("base/1/1259"), &content).unwrap();
+        // It does not begin where a slice does.
+        let offset = 3 * BLOCK_BYTES;
+        let mut digests: Vec<u64> = content[offset..]
+            .chunks(BLOCK_BYTES)
+            .map(block_digest)
+            .collect();
+        let last = content.len() - 100;
+        let wrong = [
+            offset,
+            offset + slice - BLOCK_BYTES,
+            offset + slice,
+            offset + window - BLOCK_BYTES,
+            offset + window,
+            last,
+        ];
+        for at in wrong {
+            digests[(at - offset) / BLOCK_BYTES] ^= 1;
+        }
+        let wanted = WantedPages {
+            path: "base/1/1259".parse().unwrap(),
+            offset: offset as u64,
+            len: (content.len() - offset) as u64,
+            digests,
+        };
+        let mut stream = Vec::new();
+        let ended = set.pages(&[wanted], &mut |bytes| {
+            stream.extend_from_slice(bytes);
+            true
+        });
+        assert_eq!(ended.unwrap(), Streamed::Whole);
+        let mut came = Vec::new();
+        for ((_, at), bytes) in taken_apart(&stream).0 {
+            let at = usize::try_from(at).unwrap();
+            assert!(content[at..at + bytes.len()] == bytes[..], "{at}");
+            came.extend((at..at + bytes.len()).step_by(BLOCK_BYTES));
+        }
+        assert_eq!(came, wrong);
     }
 }

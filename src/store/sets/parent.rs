@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 
 use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
 use walmgr_protocol::message::backup::FileDigest;
@@ -12,6 +13,7 @@ use walmgr_protocol::names::{BackupName, Lsn, RelativePath, TimelineId};
 use walmgr_protocol::patch::PAGE_BYTES;
 
 use super::BackupSets;
+use super::ahead::ReadingAhead;
 use super::condition::Condition;
 use super::error::SetError;
 use super::list::{HeldSet, SetEntry};
@@ -33,6 +35,7 @@ pub(crate) struct ParentOfSet {
     files: HashMap<RelativePath, FileDigest>,
     since_full: u32,
     compares_pages: bool,
+    ahead: OnceLock<Arc<ReadingAhead>>,
 }
 
 impl BackupSets {
@@ -131,6 +134,7 @@ impl BackupSets {
             // Replay makes no copies that are the same byte for byte, and behind a failover the master's own pages
             // are such.
             compares_pages: asked.data_checksums && timeline == asked.timeline,
+            ahead: OnceLock::new(),
         })
     }
 
@@ -152,6 +156,7 @@ impl BackupSets {
             files,
             since_full: 1,
             compares_pages: false,
+            ahead: OnceLock::new(),
         })
     }
 
@@ -244,6 +249,20 @@ impl ParentOfSet {
         self.compares_pages
     }
 
+    /// Begins to read its longest files, which a backup that is built on it reads whole.
+    pub(crate) fn read_ahead(&self) {
+        let listed = self.files.iter().map(|(path, file)| (path, file.len));
+        let begin = || ReadingAhead::begin(&self.held.sets, &self.root, listed);
+        self.ahead.get_or_init(begin);
+    }
+
+    /// A file of it is read for good, by its path in a set.
+    pub(super) fn leave(&self, path: &RelativePath, len: u64) {
+        if let Some(ahead) = self.ahead.get() {
+            ahead.leave(path, len);
+        }
+    }
+
     /// Opens a file by its path in a set, with what its manifest lists.
     pub(super) fn open(&self, path: &RelativePath) -> Result<(OwnedFd, FileDigest), SetError> {
         let unfit = |why: String| SetError::ParentUnfit {
@@ -265,6 +284,14 @@ impl ParentOfSet {
                 "its manifest says {} bytes, it has {}",
                 listed.len, stat.len
             ))),
+        }
+    }
+}
+
+impl Drop for ParentOfSet {
+    fn drop(&mut self) {
+        if let Some(ahead) = self.ahead.get() {
+            ahead.end();
         }
     }
 }

@@ -17,6 +17,7 @@ use super::shared::SetShared;
 use crate::files;
 use crate::files::slices::{PartDigest, in_slices};
 use crate::pg::hashed_pages::AHEAD_BYTES;
+use crate::pg::listed::stored_path;
 use crate::pg::page;
 use crate::store::disk::read_full;
 use crate::store::taken_over::{TakenOver, take_over};
@@ -191,6 +192,8 @@ impl PatchedFile {
             // A server that is made of the set would have it too, and its files would fall into pieces.
             let _ = disk.set_unshared_bytes(made, None);
         }
+        self.parent
+            .leave(&stored_path(path.clone()), self.listed.len);
         let end = self.len.max(self.listed.len);
         let slices = in_slices(end, |slice| self.look(shared, path, made, slice))?;
         let mut both = FoundSlice::default();

@@ -17,18 +17,22 @@ use crate::pg::hashed_pages::each_piece;
 use crate::pg::manifest::{Checksum, FileEntry, ListedDigest};
 use crate::pg::old_files::BLOCK_BYTES;
 
+/// What was made of a slice so far, and the checksum of what was read of it.
+pub(super) type Slice<'a, T> = (&'a mut T, &'a mut PartDigest);
+
 /// Takes a piece that lies at this offset.
 type EachPiece<'a> = &'a mut dyn FnMut(&[u8], u64) -> Result<(), SetError>;
 
 impl HeldSet {
-    /// Reads a file, and hands each piece with its offset on, together with what was made of its slice so far. Refuses one that
-    /// is not what is listed. Its length and CRC-32C, and what was made of each slice.
+    /// Reads a file, and hands each piece with its offset on, together with what was made of its slice so far. Whoever takes it
+    /// adds it to the slice's checksum: it goes through all of it in any case. Refuses a file that is not what is listed. Its
+    /// length and CRC-32C, and what was made of each slice.
     pub(super) fn read_slices<T: Default + Send>(
         &self,
         file: BorrowedFd<'_>,
         path: &RelativePath,
         entry: Option<&FileEntry>,
-        each: impl Fn(&mut T, &[u8], u64) -> Result<(), SetError> + Sync,
+        each: impl Fn(Slice<'_, T>, &[u8], u64) -> Result<(), SetError> + Sync,
     ) -> Result<(PartDigest, Vec<T>), SetError> {
         let shown = Path::new(OsStr::from_bytes(path.as_bytes()));
         let stat = self.sets.parent.disk.stat(file);
@@ -43,9 +47,10 @@ impl HeldSet {
                 for number in 0..len.div_ceil(SLICE_BYTES) {
                     let start = number * SLICE_BYTES;
                     let (mut of_slice, slice) = (T::default(), start..len.min(start + SLICE_BYTES));
+                    let mut found = PartDigest::default();
                     self.read_slice((file, shown), slice, &mut |piece, offset| {
                         digest.update(piece);
-                        each(&mut of_slice, piece, offset)
+                        each((&mut of_slice, &mut found), piece, offset)
                     })?;
                     made.push(of_slice);
                 }
@@ -55,8 +60,7 @@ impl HeldSet {
                 let slices = in_slices(len, |slice| {
                     let (mut found, mut of_slice) = (PartDigest::default(), T::default());
                     self.read_slice((file, shown), slice, &mut |piece, offset| {
-                        found.update(piece);
-                        each(&mut of_slice, piece, offset)
+                        each((&mut of_slice, &mut found), piece, offset)
                     })?;
                     Ok::<_, SetError>((found, of_slice))
                 })?;

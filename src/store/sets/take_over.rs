@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::delta::{Verdict, relative};
 use super::error::SetError;
 use super::out::{Copier, failure};
-use super::slices::from_offset;
+use super::slices::{Slice, from_offset};
 use crate::pg::hashed_pages::HashedPages;
 use crate::pg::old_files::ChangedBlocks;
 
@@ -34,9 +34,9 @@ impl Copier<'_> {
         let Some(verdict) = (taken.verdicts.as_mut()).and_then(|all| all.remove(path)) else {
             return Ok(None);
         };
-        let old = relative(path).and_then(|path| taken.old.find(&path));
+        let old = relative(path).and_then(|path| taken.old.find_again(&path, verdict.old));
         let name = path.file_name().unwrap_or_default();
-        let Some(old) = old.filter(|old| old.len() == verdict.old_len) else {
+        let Some(old) = old else {
             return Ok(None);
         };
         match old.move_to(to, name) {
@@ -55,7 +55,7 @@ impl Copier<'_> {
         path: &Path,
         verdict: &Verdict,
     ) -> Result<u64, SetError> {
-        if verdict.changed == ChangedBlocks::default() && verdict.old_len == verdict.len {
+        if verdict.changed == ChangedBlocks::default() && verdict.old.size == verdict.len {
             return Ok(0);
         }
         let disk = &self.set.sets.parent.disk;
@@ -64,7 +64,7 @@ impl Copier<'_> {
         let source = source.map_err(|error| self.set.failure("open", path, error))?;
         let file = disk.reopen_file(to, name);
         let file = file.map_err(|error| self.failure("open", path, error))?;
-        if verdict.old_len != verdict.len {
+        if verdict.old.size != verdict.len {
             let cut = disk.set_len(file.as_fd(), verdict.len);
             cut.map_err(|error| self.failure("set the length of", path, error))?;
         }
@@ -128,9 +128,9 @@ impl Copier<'_> {
             return Ok(Some((len, crc32c)));
         }
         let (set, place) = (self.set, self.copying.to.join(path));
-        let bring = |brought_bytes: &mut u64, new: &[u8], offset: u64| {
+        let bring = |(brought_bytes, whole): Slice<'_, u64>, new: &[u8], offset: u64| {
             let mut changed = ChangedBlocks::default();
-            changed.compare_digests(0, from_offset(&pages.digests, offset), new);
+            changed.compare_digests(0, from_offset(&pages.digests, offset), new, whole);
             for (at, len) in changed.runs(new.len() as u64) {
                 let from = usize::try_from(at).unwrap_or_default();
                 let written = disk.write_all(into, &new[from..from + len], offset + at);

@@ -12,25 +12,28 @@ use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::incremental::Incremental;
 use crate::receiver::{WAL_WAIT_MAX, refusal};
 use crate::store::maps::{MapStretch, NoChanges, changes_between};
+use crate::store::sets::ParentOfSet;
 use crate::store::{ArchiveReader, PartialWals, RealDisk};
 
 /// Pause between two looks whether records were shipped; a finished file says so itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A set that a backup like this can be built on, or why there is none. Waits for WAL as long as is asked, until
-/// `is_over`.
+/// `is_over`; `found` hears of the set before that.
 pub(crate) fn choose(
     served: &ServedCluster,
     asked: &ParentRequest,
     is_over: &dyn Fn() -> bool,
+    found: impl FnOnce(&ParentOfSet),
 ) -> Result<Result<Incremental, String>, Error> {
     let ServedCluster { cluster, store } = served;
     let full_every = cluster.settings.borrow().full_every;
-    let found = store.backups.sets()?.parent(asked, full_every);
-    let parent = match found.map_err(|error| refusal::of_set(&error))? {
+    let parent = store.backups.sets()?.parent(asked, full_every);
+    let parent = match parent.map_err(|error| refusal::of_set(&error))? {
         Ok(parent) => parent,
         Err(why) => return Ok(Err(why)),
     };
+    found(&parent);
     let disk = || Arc::new(RealDisk);
     let archive = ArchiveReader::open(&cluster.completed_wals, disk());
     let archive = archive.map_err(|error| refusal::of(&error))?;

@@ -25,7 +25,7 @@ use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::refusal;
 use crate::receiver::shares::Share;
 use crate::receiver::worker::{self, FromWorker, Say, Worker};
-use crate::store::sets::SealedFile;
+use crate::store::sets::{ParentOfSet, SealedFile};
 
 /// What the connection asks of its worker.
 pub(crate) enum BackupJob {
@@ -217,10 +217,7 @@ fn control(
             BackupJob::ChooseParent(asked) => {
                 let answer = match running.incremental() {
                     Some(chosen) => chosen.answer(),
-                    None => match incremental::choose(served, &asked, &|| running.is_over())? {
-                        Ok(chosen) => running.build_on(chosen)?.answer(),
-                        Err(why) => ParentAnswer::Full(why),
-                    },
+                    None => choose(served, running, &asked)?,
                 };
                 say(BackupReport::ParentChosen(answer));
             }
@@ -252,6 +249,19 @@ fn control(
     Ok(())
 }
 
+/// Chooses what the backup is built on. Much of its time is to read that set: it begins before the WAL is there.
+fn choose(
+    served: &ServedCluster,
+    running: &Running,
+    asked: &ParentRequest,
+) -> Result<ParentAnswer, Error> {
+    let is_over = || running.is_over();
+    match incremental::choose(served, asked, &is_over, ParentOfSet::read_ahead)? {
+        Ok(chosen) => Ok(running.build_on(chosen)?.answer()),
+        Err(why) => Ok(ParentAnswer::Full(why)),
+    }
+}
+
 /// Tells what a backup would be built on and send; nothing of it is made.
 fn rehearse(
     served: &ServedCluster,
@@ -259,7 +269,7 @@ fn rehearse(
     mut jobs: Jobs,
     say: &Say<BackupReport>,
 ) -> Result<(), Error> {
-    let chosen = incremental::choose(served, asked, &|| false)?;
+    let chosen = incremental::choose(served, asked, &|| false, |_| ())?;
     say(BackupReport::ParentChosen(match &chosen {
         Ok(chosen) => chosen.answer(),
         Err(why) => ParentAnswer::Full(why.clone()),
