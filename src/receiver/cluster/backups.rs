@@ -236,10 +236,7 @@ fn open(
     let sets = BackupSets::open(full_backup, &folders.completed_wals, disk)
         .and_then(|sets| sets.with_partials(&folders.partial_wals));
     let sets = sets.map_err(|error| none(error.to_string(), false))?;
-    let recovered = sets
-        .lease("the starting receiver")
-        .and_then(|lease| sets.recover(&lease));
-    match recovered {
+    match sets.recover_at_start("the starting receiver") {
         Ok(report) => {
             if report.finished_rotation {
                 tracing::info!("finished the rotation that an earlier receiver had begun");

@@ -17,7 +17,7 @@ use walmgr_protocol::names::BackupName;
 
 use super::BackupSets;
 use super::error::SetError;
-use super::lock::{Lease, Mode, NamesLock};
+use super::lock::{LEASE_NAME, Lease, Mode, NamesLock};
 use super::names::UNSEALED_LABEL;
 use crate::pg::layout;
 use crate::store::StoreError;
@@ -47,6 +47,37 @@ impl BackupSets {
         self.recover_idle()
     }
 
+    /// As [`BackupSets::recover`], for a process that starts. Takes the lease, in the name of `owner`, only where something is left,
+    /// since its file changes the folder of the archive, and so an index of that is as new as before.
+    pub fn recover_at_start(&self, owner: &str) -> Result<SetsRecovery, SetError> {
+        let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
+        // Before the look: whoever makes a set begins with its lease.
+        if self.completed.stat_at(LEASE_NAME)?.is_none() && !self.has_leftovers()? {
+            // A name may be visible and not durable, since a process died.
+            self.parent.sync()?;
+            return Ok(SetsRecovery::default());
+        }
+        drop(names);
+        self.recover(&self.lease(owner)?)
+    }
+
+    /// Whether there is anything that [`BackupSets::recover`] finishes or removes.
+    fn has_leftovers(&self) -> Result<bool, SetError> {
+        let (intent, incoming) = (self.intent_name(), self.incoming_name());
+        let begun = [self.begun_intent_prefix(), self.expired_prefix()];
+        let is_left = |name: &String| {
+            *name == intent
+                || *name == incoming
+                || begun.iter().any(|begun| name.starts_with(begun))
+        };
+        Ok(self.parent.names()?.iter().any(is_left))
+    }
+
+    /// How the names of intents begin that were never put in place.
+    fn begun_intent_prefix(&self) -> String {
+        format!("{TEMPORARY_PREFIX}{}.", self.intent_name())
+    }
+
     /// Finishes an interrupted rotation for somebody who knows that no set is being received.
     pub(super) fn recover_idle(&self) -> Result<SetsRecovery, SetError> {
         let mut report = SetsRecovery::default();
@@ -54,7 +85,7 @@ impl BackupSets {
         let names = NamesLock::acquire(parent, &self.lock_name(), Mode::Alone)?;
         // A name may be visible and not durable, since a process died.
         parent.sync()?;
-        let temporary = format!("{TEMPORARY_PREFIX}{}.", self.intent_name());
+        let temporary = self.begun_intent_prefix();
         for name in parent.names()? {
             if name.starts_with(&temporary) {
                 parent.remove(&name)?;

@@ -131,6 +131,32 @@ fn fault_58_what_a_killed_receiver_left_is_removed_before_the_next_backup() {
     back_up(&sets, &lease, 2, &wal).unwrap();
 }
 
+/// Or the index of the names in it would be of an older moment behind each start.
+#[test]
+fn a_start_that_finds_nothing_left_changes_nothing_in_the_archive() {
+    let folder = scratch_folder();
+    prepare(folder.path());
+    let wal = wal_proof(folder.path());
+    let sets = real_sets(folder.path());
+    let start = || sets.recover_at_start("a start").unwrap().removed;
+    let changed = || sets.completed.moment().unwrap();
+    let first = lease(&sets).unwrap();
+    back_up(&sets, &first, 1, &wal).unwrap();
+    let second = sets.begin(&first).unwrap();
+    write(&second, &sample_stream(2)).unwrap();
+    second.shared.keep();
+    drop((second, first));
+    assert_eq!(start(), 1, "what a kill left is removed");
+    let before = changed();
+    std::thread::sleep(2 * crate::store::disk::CLOCK_STEP);
+    assert_eq!(start(), 0);
+    assert_eq!(changed(), before);
+    let lock = sets.completed.path().join(super::lock::LEASE_NAME);
+    std::fs::write(&lock, "who was killed\n").unwrap();
+    assert_eq!(start(), 0);
+    assert!(!lock.exists());
+}
+
 #[test]
 fn fault_68_a_set_that_is_not_what_its_manifest_says_is_refused() {
     type Change = fn(&mut Vec<ExpectedFile>);
