@@ -17,7 +17,7 @@ use crate::disk::Ballast;
 use crate::partial::daemon::Syncdaemon;
 use crate::support::loopfs::{FileSystem, LoopFs};
 use crate::support::place::{give_to_server, server_user};
-use crate::support::{Cluster, Output, Site, free_port, wait_for};
+use crate::support::{Cluster, Output, Site, StopMode, free_port, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -557,4 +557,155 @@ fn fault_264_the_archiver_of_a_server_is_answered_and_loses_no_segment() {
         cluster.psql("SELECT failed_count FROM pg_stat_archiver"),
         "0"
     );
+}
+
+/// A server that nobody archives for, with a syncdaemon that ships its records and says what it finishes.
+fn unarchived() -> Attended {
+    let cluster = Cluster::builder()
+        .conf("archive_mode", "on")
+        .conf("archive_command", "/bin/false")
+        .start();
+    let site = Site::builder()
+        .cluster(cluster)
+        .master_set("use_xlog_functions", "1")
+        .master_set("loop_delay", "0.01")
+        .build();
+    site.cluster().psql("CREATE TABLE t (n int)");
+    let mut attended = Attended::start(site);
+    attended.start_to_speak();
+    attended
+}
+
+impl Attended {
+    /// Has the syncdaemon say what it finishes.
+    fn start_to_speak(&mut self) {
+        self.daemon.signal(Signal::KILL);
+        self.daemon.wait();
+        let mut command = self.site.master_walmgr(&["-v", "-v", "syncdaemon"]);
+        self.daemon = Syncdaemon::start_as(&self.site, &mut command);
+        self.wait_until_heard();
+        self.daemon.wait_for_log("is shipped to");
+    }
+
+    /// Writes so many segments, and waits until each is finished although nobody asked.
+    fn close_segments(&self, count: usize) -> Vec<String> {
+        let cluster = self.site.cluster();
+        let write = |_| {
+            cluster.psql("INSERT INTO t SELECT generate_series(1, 2000)");
+            cluster.psql("SELECT pg_walfile_name(pg_switch_wal())")
+        };
+        let names: Vec<String> = (0..count).map(write).collect();
+        cluster.psql("INSERT INTO t VALUES (1)");
+        for name in &names {
+            let proven = format!("{name} is durable on");
+            self.daemon.wait_for_log(&proven);
+        }
+        names
+    }
+
+    #[track_caller]
+    fn assert_archived(&self, name: &str) {
+        self.site.archive(name).succeed();
+        self.assert_stored(name);
+    }
+
+    #[track_caller]
+    fn assert_stored(&self, name: &str) {
+        let own = self.site.data().join("pg_wal").join(name);
+        assert_eq!(self.site.archived(name), fs::read(own).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn fault_295_what_is_closed_is_proven_before_an_archiver_asks() {
+    skip_unless!(Cluster::available(15));
+    let mut attended = unarchived();
+    let names = attended.close_segments(12);
+    // More than `archive_batch`, and each has its proof: nobody is there to give another one.
+    attended.site.receiver.kill9();
+    for name in &names {
+        // On a busy machine a syncdaemon may be late with its first word.
+        wait_for("the answer", PATIENCE, || {
+            (attended.site.archive(name).code == Some(0)).then_some(())
+        });
+        attended.assert_stored(name);
+    }
+    assert!(attended.counted("answered_total") >= 12);
+    attended.site.start_receiver();
+    // Whoever is killed between finishing a segment and the archiver's question takes its proofs along.
+    attended.start_to_speak();
+    let names = attended.close_segments(3);
+    attended.start_to_speak();
+    for name in &names {
+        attended.assert_archived(name);
+    }
+    // The receiver is killed while it finishes them.
+    let more: Vec<String> = (0..4)
+        .map(|_| {
+            let cluster = attended.site.cluster();
+            cluster.psql("INSERT INTO t SELECT generate_series(1, 2000)");
+            let name = cluster.psql("SELECT pg_walfile_name(pg_switch_wal())");
+            attended.site.receiver.kill9();
+            attended.site.start_receiver();
+            name
+        })
+        .collect();
+    for name in &more {
+        attended.assert_archived(name);
+    }
+}
+
+#[test]
+fn fault_296_a_proof_counts_for_the_content_that_is_asked_for_alone() {
+    skip_unless!(Cluster::available(15));
+    let mut attended = unarchived();
+    let names = attended.close_segments(3);
+    let stored = attended.site.archived(&names[1]);
+    // As a restored server has it: the name, the size and the first page are the same.
+    let path = attended.site.data().join("pg_wal").join(&names[1]);
+    let mut other = fs::read(&path).unwrap();
+    other[8_192 + 100] ^= 1;
+    fs::write(&path, &other).unwrap();
+    let refused = attended.site.archive(&names[1]);
+    assert_ne!(refused.code, Some(0), "{}", refused.stderr);
+    assert_eq!(attended.site.archived(&names[1]), stored);
+    assert_eq!(attended.counted("answered_total"), 0);
+    // One that is as it was needs none of this, and what was changed back is asked about anew.
+    fs::write(&path, &stored).unwrap();
+    attended.assert_archived(&names[1]);
+    // A syncdaemon that is late has xarchive push by itself: it is asked again.
+    wait_for("both answers", PATIENCE, || {
+        attended.assert_archived(&names[0]);
+        attended.assert_archived(&names[2]);
+        (attended.counted("answered_total") >= 2).then_some(())
+    });
+    attended.daemon.signal(Signal::TERM);
+    assert_eq!(attended.daemon.wait(), Some(0));
+}
+
+#[test]
+fn fault_297_segments_of_two_timelines_are_finished_as_they_are_closed() {
+    skip_unless!(Cluster::available(15));
+    let mut attended = unarchived();
+    let mut names = attended.close_segments(2);
+    attended.site.cluster_mut().stop(StopMode::Fast);
+    let signal = attended.site.data().join("standby.signal");
+    fs::write(&signal, b"").unwrap();
+    give_to_server(&signal);
+    attended.site.cluster_mut().start();
+    assert_eq!(attended.daemon.wait(), Some(0), "it is a standby");
+    attended.site.cluster().psql("SELECT pg_promote()");
+    let mut command = attended.site.master_walmgr(&["-v", "-v", "syncdaemon"]);
+    attended.daemon = Syncdaemon::start_as(&attended.site, &mut command);
+    attended.wait_until_heard();
+    names.extend(attended.close_segments(2));
+    assert!(names[1].starts_with("00000001") && names[3].starts_with("00000002"));
+    // All that PostgreSQL has ready, the segment in which the timeline ended and the history with it.
+    let marks = attended.site.data().join("pg_wal/archive_status");
+    for mark in fs::read_dir(marks).unwrap() {
+        let mark = mark.unwrap().file_name().into_string().unwrap();
+        if let Some(name) = mark.strip_suffix(".ready") {
+            attended.assert_archived(name);
+        }
+    }
 }

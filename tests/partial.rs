@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use walmgr_protocol::names::Lsn;
 
-use crate::support::{Cluster, Output, Site};
+use crate::support::{Cluster, Output, Site, stored};
 
 mod beside;
 pub mod daemon;
@@ -26,11 +26,10 @@ fn site_of(cluster: Cluster, asked: bool) -> Site {
 
 /// The bytes of a segment that the standby holds, finished or not.
 pub fn held(site: &Site, segment: &str) -> Option<Vec<u8>> {
-    let partial = site.partial_wals().join(segment);
-    let finished = site.unpacked_path(segment);
-    std::fs::read(partial)
-        .or_else(|_| std::fs::read(finished))
-        .ok()
+    let partial = std::fs::read(site.partial_wals().join(segment));
+    // In this order: a segment has its final name before it loses that of one in progress.
+    let finished = |_| stored::read(&site.stored_path(segment));
+    partial.or_else(finished).ok()
 }
 
 pub fn in_pg_wal(site: &Site, segment: &str) -> PathBuf {

@@ -109,7 +109,7 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
 
     // The master's commands.
-    key("loop_delay", Master, ages(DAY), "10.0", "How often syncdaemon ships. New WAL also starts a pass at once, at most once per interval. 0 means 10ms.")
+    key("loop_delay", Master, ages(DAY), "10.0", "How often syncdaemon ships. New WAL also starts a pass at once, on average at most one per interval. 0 means 10ms.")
         .defaults(),
     key("use_xlog_functions", Master, Boolean, "0", "Ask the server for its flush position instead of scanning pg_wal.")
         .defaults(),

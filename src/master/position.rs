@@ -28,6 +28,8 @@ pub(crate) struct Position {
     pub reach: MasterReach,
     /// Whether it was read from the files because nobody could be asked.
     pub unasked: bool,
+    /// Whether the server said that it has written more than it has flushed.
+    pub awaits_flush: bool,
 }
 
 /// What a look found.
@@ -89,6 +91,7 @@ impl PositionReader {
                 near: found.flushed,
             },
             unasked: false,
+            awaits_flush: found.flushed < found.written,
         })))
     }
 }
@@ -109,6 +112,7 @@ fn from_files(config: &MasterConfig, data: &DataDirectory) -> Result<PositionFou
             near,
         },
         unasked: true,
+        awaits_flush: false,
     })))
 }
 

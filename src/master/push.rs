@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use walmgr_protocol::message::{Message, Offer};
 use walmgr_protocol::session::push::{Outcome, Sender, SenderAction};
 
 use crate::error::{CommandError, Result};
+use crate::files;
 use crate::master::packed_blocks::{NoBlock, PackedBlocks};
 use crate::transport::wire::{Wire, WireFault};
 
@@ -24,6 +26,10 @@ const CHANNEL: u16 = 1;
 
 /// Bytes read at once while only a checksum is wanted.
 const DIGEST_BYTES: usize = 64 << 10;
+
+/// How far the disk is ahead of who packs: threads that take turns with the blocks do not look like one reader to the
+/// kernel, which then reads little ahead.
+const READ_AHEAD_BYTES: u64 = 16 << 20;
 
 const READ_FAILED: &str = "read the file to be archived";
 
@@ -47,6 +53,15 @@ pub(crate) fn start_digest(
         crc.combine(&worked(second.await)?);
         Ok(crc.finalize())
     }
+}
+
+/// Has the kernel read the file from its beginning, in a thread of its own; nobody waits for it.
+pub(in crate::master) fn start_reading(file: &Arc<File>, bytes: u64) {
+    let file = Arc::clone(file);
+    let ahead = 0..bytes.min(READ_AHEAD_BYTES);
+    drop(tokio::task::spawn_blocking(move || {
+        files::read_ahead(file.as_fd(), ahead);
+    }));
 }
 
 fn hash(file: &File, range: Range<u64>) -> std::io::Result<crc32fast::Hasher> {
@@ -166,6 +181,9 @@ async fn send_from(
 ) -> Result<Sent> {
     let (source, block_bytes) = (Arc::clone(file), blocks.block_bytes as usize);
     let mut packed = PackedBlocks::start(from, blocks, move |at, buffer| {
+        let ahead = at.saturating_add(READ_AHEAD_BYTES);
+        let later = ahead..ahead.saturating_add(block_bytes as u64);
+        files::read_ahead(source.as_fd(), later);
         read_block(&source, at, block_bytes, buffer)
     });
     while let Some(mut block) = packed.next().await.map_err(unread)? {

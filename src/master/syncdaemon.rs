@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use walmgr_protocol::names::Lsn;
+use walmgr_protocol::names::{Lsn, TimelineId};
 
 use crate::config::{self, MasterConfig};
 use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
@@ -89,7 +89,7 @@ async fn serve(
             return ended();
         };
         let durable = ticker.durable();
-        early.pass_ended(begun, ticker.config.loop_delay, durable != had);
+        early.pass_ended(begun, durable != had, ticker.awaits_flush);
         let mut news = ticker.synchronous.news();
         let looks = durable.is_some() && news.is_none();
         let next = match looks && ticker.has_all && !ticker.config.synchronous {
@@ -146,11 +146,15 @@ struct Ticker {
     failures: u32,
     /// Whether the standby had all that the last pass found.
     has_all: bool,
+    /// Whether the server had written more than it had flushed when the last pass asked it.
+    awaits_flush: bool,
     monitored: Arc<MonitoredSyncdaemon>,
     /// Whom `xarchive` asks.
     agent: Option<Agent>,
     /// Up to where the agent knows of the segments that are closed.
     closed: Lsn,
+    /// On which timeline.
+    closed_on: Option<TimelineId>,
     /// What commits wait for, with `synchronous = 1`.
     synchronous: Synchronous,
 }
@@ -167,6 +171,7 @@ impl Ticker {
         Ticker {
             agent: Agent::start(&config, Arc::clone(&monitored.agent)),
             closed: Lsn(0),
+            closed_on: None,
             synchronous: Synchronous::of(&config),
             config,
             position_reader: PositionReader::default(),
@@ -174,12 +179,16 @@ impl Ticker {
             state: String::new(),
             failures: 0,
             has_all: false,
+            awaits_flush: false,
             monitored,
         }
     }
 
     fn early(&self) -> WalWatch {
-        WalWatch::watch(&self.config.master_data.join(layout::PG_WAL))
+        WalWatch::watch(
+            &self.config.master_data.join(layout::PG_WAL),
+            self.config.loop_delay,
+        )
     }
 
     /// Up to where the standby has all; `None` while there is no connection.
@@ -214,6 +223,7 @@ impl Ticker {
     }
 
     async fn pass(&mut self) -> Result<bool> {
+        self.awaits_flush = false;
         let (asked, end) = (Instant::now(), self.synchronous.end().await);
         let ahead = match (self.shipper.take(), end) {
             (Some(shipper), Some(end)) => {
@@ -256,6 +266,7 @@ impl Ticker {
         let PositionFound::Master(position) = self.position_reader.look(&self.config).await? else {
             return Ok(None);
         };
+        self.awaits_flush = position.awaits_flush;
         let timeline = position.files.timeline();
         let (reach, is_down) = (position.reach, position.unasked);
         let flushed = Some(reach.bound).filter(|bound| *bound != Lsn(u64::MAX));
@@ -316,7 +327,13 @@ impl Ticker {
     /// The receiver answers.
     fn connected(&mut self, shipper: &Shipper) {
         let (files, from) = (shipper.files(), shipper.durable());
-        self.closed = files.start(files.containing(from));
+        let (start, timeline) = (files.start(files.containing(from)), files.timeline());
+        // A pass that broke off has told of none, however many segments it shipped whole.
+        self.closed = match self.closed_on == Some(timeline) {
+            true => self.closed.min(start),
+            false => start,
+        };
+        self.closed_on = Some(timeline);
         if let Some(agent) = &self.agent {
             agent.receiver_is_there();
         }

@@ -15,7 +15,8 @@ use super::socket;
 use super::words::{self, AgentWord, Ask, HEADER_BYTES, ProvenFile};
 use crate::config::MasterConfig;
 use crate::error::Result;
-use crate::master::archived_file::{ArchivedFile, SourceStamp, not_in_time};
+use crate::files::ChangeStamp;
+use crate::master::archived_file::{ArchivedFile, not_in_time};
 use crate::status::AgentFacts;
 
 /// How long a syncdaemon may take to say its first word: a busy one needs a millisecond.
@@ -92,7 +93,7 @@ pub(in crate::master) fn look(config: &MasterConfig) -> Option<AgentFacts> {
 
 /// Exactly this file, which is still what it was when it was opened.
 fn is_proof(stored: &ProvenFile, source: &ArchivedFile) -> bool {
-    let is_same = |stamp: &SourceStamp| *stamp == source.stamp;
+    let is_same = |stamp: &ChangeStamp| *stamp == source.stamp;
     stored.name == source.name
         && is_same(&stored.stamp)
         && source.stamp_now().is_some_and(|now| is_same(&now))

@@ -13,7 +13,8 @@ use super::marks;
 use super::shared::AgentShared;
 use super::words::ProvenFile;
 use crate::error::{Kind, Result};
-use crate::master::archived_file::{ArchivedFile, SourceStamp, file_clock};
+use crate::files::{ChangeStamp, file_clock};
+use crate::master::archived_file::ArchivedFile;
 use crate::master::backoff::backoff;
 use crate::pg::layout;
 
@@ -35,7 +36,7 @@ pub(super) async fn carry(shared: Arc<AgentShared>) {
                 changed = has_work.changed() => if changed.is_err() { return },
                 () = courier.idle() => {}
                 // One that was just written is taken a moment later.
-                () = sleep(LOOK_AGAIN), if shared.shelf().first().is_some() => {}
+                () = sleep(LOOK_AGAIN), if shared.first().is_some() => {}
             }
             continue;
         };
@@ -62,22 +63,20 @@ pub(super) async fn carry(shared: Arc<AgentShared>) {
 
 /// The next file, if its time has come.
 fn next(shared: &AgentShared) -> Option<(WalFileName, tokio::sync::watch::Sender<()>)> {
-    if !shared.looks_ahead() {
-        return None;
-    }
+    let archiver_asks = shared.looks_ahead();
     let mut shelf = shared.shelf();
-    let name = shelf.first()?;
+    let name = shelf.first(archiver_asks)?;
     let path = shared
         .config
         .master_data
         .join(layout::PG_WAL)
         .join(name.to_string());
     let now = file_clock();
-    let is_fresh = (path.metadata()).is_ok_and(|found| SourceStamp::of(&found).is_fresh(now));
+    let is_fresh = (path.metadata()).is_ok_and(|found| ChangeStamp::of(&found).is_fresh(now));
     if !shelf.is_closed(name) && is_fresh {
         return None;
     }
-    let next = shelf.next();
+    let next = shelf.next(archiver_asks);
     shared.meter.waits(shelf.waiting());
     if shelf.is_out_of_work() {
         shared.out_of_work.notify_one();
@@ -91,11 +90,16 @@ async fn carry_one(
     courier: &mut Courier,
     name: WalFileName,
 ) -> Result<Option<ProvenFile>> {
-    let config = shared.config.clone();
+    let (config, archiver_asks) = (shared.config.clone(), shared.looks_ahead());
     let opened = tokio::task::spawn_blocking(move || {
         let data = &config.master_data;
         let path = data.join(layout::PG_WAL).join(name.to_string());
-        (marks::is_wanted(data, name)).then(|| ArchivedFile::open(&config, &path, name))
+        let is_wanted = match archiver_asks {
+            true => marks::is_wanted(data, name),
+            // A server that archives nothing closes segments, too.
+            false => marks::is_ready(data, name),
+        };
+        is_wanted.then(|| ArchivedFile::open(&config, &path, name))
     });
     let Ok(Some(Ok(source))) = opened.await else {
         return Ok(None);
@@ -114,10 +118,14 @@ async fn carry_one(
             ));
         }
     };
-    let stored = ProvenFile {
+    if source.stamp_now() != Some(source.stamp) {
+        return Ok(None);
+    }
+    let (of, slave) = (source.name, &shared.config.slave);
+    tracing::debug!("{of} is durable on {slave}, asked for or not");
+    Ok(Some(ProvenFile {
         name: source.name,
         stamp: source.stamp,
         crc32,
-    };
-    Ok((source.stamp_now() == Some(source.stamp)).then_some(stored))
+    }))
 }

@@ -2,6 +2,7 @@
 //! Never changes anything there: only PostgreSQL renames `.ready` to `.done`. Invariant: histories come before all
 //! others, and of those the oldest first, as PostgreSQL's archiver takes them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,30 @@ pub(super) fn is_wanted(data: &Path, name: WalFileName) -> bool {
     let done = folder(data).join(format!("{name}.done"));
     let file = data.join(layout::PG_WAL).join(name.to_string());
     !done.exists() && file.exists()
+}
+
+/// Whether PostgreSQL waits for this file to be archived.
+pub(super) fn is_ready(data: &Path, name: WalFileName) -> bool {
+    folder(data).join(format!("{name}.ready")).exists()
+}
+
+/// What PostgreSQL says of its files.
+pub(super) struct Marks {
+    /// The first of those that it waits for.
+    pub ready: Vec<WalFileName>,
+    /// Of those that were asked about, what it does not want any more.
+    pub unwanted: BTreeSet<WalFileName>,
+}
+
+impl Marks {
+    /// Reads them, and asks about these.
+    pub(super) fn read(data: &Path, shipped: Vec<WalFileName>) -> io::Result<Marks> {
+        let is_unwanted = |name: &WalFileName| !is_wanted(data, *name);
+        Ok(Marks {
+            ready: names(&folder(data))?,
+            unwanted: shipped.into_iter().filter(is_unwanted).collect(),
+        })
+    }
 }
 
 /// The first of those that are ready.

@@ -42,8 +42,9 @@ use self::socket::BoundSocket;
 pub use self::words::read_any;
 use crate::config::MasterConfig;
 
-/// Threads for files that a connection needs at once: both halves of a checksum, or both that pack a file in turns.
-const FILE_THREADS: usize = 2;
+/// Threads for files that a connection needs at once: both halves of a checksum, or both that pack a file in turns, and
+/// one that has the kernel read ahead of them.
+const FILE_THREADS: usize = 3;
 
 /// Where the syncdaemon of these settings listens.
 pub(super) fn socket_path(config: &MasterConfig) -> PathBuf {
@@ -123,9 +124,10 @@ impl Agent {
         Ok(agent)
     }
 
-    /// The server has closed this segment and flushed all of it, and the receiver has its records.
+    /// The server has closed this segment and flushed all of it, and the receiver has its records: they are finished
+    /// whether an archiver has asked or not, so that one that was away finds a proof of each.
     pub(super) fn is_closed(&self, segment: SegmentName) {
-        if self.shared.looks_ahead() {
+        if self.shared.config.archive_batch > 0 {
             self.shared.shelf().close(WalFileName::Segment(segment));
             self.shared.has_work.send_replace(());
         }

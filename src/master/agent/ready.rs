@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::marks;
+use super::marks::{self, Marks};
 use super::shared::AgentShared;
 use super::shelf::WAITING_MAX;
 use crate::master::folder_watch::FolderWatch;
@@ -27,17 +27,19 @@ pub(super) async fn watch(shared: Arc<AgentShared>) {
     );
     let mut has_news = true;
     let mut read_at: Option<Instant> = None;
+    // Or it would be read for each file of a backlog that is shipped already.
+    let mut gave_work = true;
     loop {
         let is_read_lately = || read_at.is_some_and(|at| at.elapsed() < REREAD_INTERVAL);
-        if has_news && shared.looks_ahead() && (shared.is_out_of_work() || !is_read_lately()) {
-            let folder = marks::folder(data);
-            let read = tokio::task::spawn_blocking(move || marks::names(&folder)).await;
-            let names = read.map_err(io::Error::other).and_then(|names| names);
-            match names {
-                Ok(names) => {
+        let needs_more = gave_work && shared.is_out_of_work();
+        if has_news && shared.looks_ahead() && (needs_more || !is_read_lately()) {
+            let (data, proven) = (data.clone(), shared.shelf().proven());
+            let read = tokio::task::spawn_blocking(move || Marks::read(&data, proven)).await;
+            match read.map_err(io::Error::other).and_then(|marks| marks) {
+                Ok(marks) => {
                     // There may be more where those came from.
-                    has_news = names.len() >= WAITING_MAX;
-                    shared.are_ready(names);
+                    has_news = marks.ready.len() >= WAITING_MAX;
+                    gave_work = shared.are_ready(marks);
                 }
                 Err(error) => {
                     has_news = false;

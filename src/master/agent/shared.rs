@@ -1,5 +1,6 @@
 //! What the tasks of the agent have in common.
-//! Never waits. Invariant: nothing is shipped ahead that no archiver would ask for.
+//! Never waits. Invariant: nothing is shipped ahead that no archiver would ask for, but for segments whose records the
+//! receiver has anyway.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use walmgr_protocol::names::WalFileName;
 
-use super::marks;
+use super::marks::Marks;
 use super::meter::AgentMeter;
 use super::shelf::{AskedStanding, Shelf};
 use super::words::{Ask, ProvenFile, SETTINGS_BYTES};
@@ -86,20 +87,27 @@ impl AgentShared {
         asked_at.is_some_and(|at| at.elapsed() < ARCHIVER_ASKED_WITHIN)
     }
 
+    /// What comes next of what nobody has asked for.
+    pub(super) fn first(&self) -> Option<WalFileName> {
+        let archiver_asks = self.looks_ahead();
+        self.shelf().first(archiver_asks)
+    }
+
     /// Whether nothing is left of what was ready.
     pub(super) fn is_out_of_work(&self) -> bool {
         self.shelf().is_out_of_work()
     }
 
-    /// PostgreSQL has these ready.
-    pub(super) fn are_ready(&self, names: Vec<WalFileName>) {
-        let data = &self.config.master_data;
+    /// PostgreSQL has these ready. Returns whether one of them is to be shipped.
+    pub(super) fn are_ready(&self, marks: Marks) -> bool {
         let mut shelf = self.shelf();
-        shelf.forget(|name| marks::is_wanted(data, name));
-        shelf.replace(names);
+        shelf.forget(|name| !marks.unwanted.contains(&name));
+        shelf.replace(marks.ready);
         self.meter.waits(shelf.waiting());
+        let has_work = !shelf.is_out_of_work();
         drop(shelf);
         self.has_work.send_replace(());
+        has_work
     }
 
     /// The work at a file is over, with a proof or without.

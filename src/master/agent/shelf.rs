@@ -8,13 +8,14 @@ use tokio::sync::watch;
 use walmgr_protocol::names::WalFileName;
 
 use super::words::ProvenFile;
-use crate::master::archived_file::SourceStamp;
+use crate::files::ChangeStamp;
 
 /// Names that are read at once of a backlog: after so many the folder is read again.
 pub(super) const WAITING_MAX: usize = 64;
 
-/// Segments that are known to be closed before they are ready.
-const CLOSED_MAX: usize = 4;
+/// Segments that were shipped record by record and are finished before anybody asks, and those of them that wait for
+/// it: a backlog of 16 GiB, in a hundred bytes each.
+const CLOSED_MAX: usize = 1_024;
 
 /// Answers that are kept for whoever asks again, because it was killed before it could pass one on.
 const ANSWERED_MAX: usize = 4;
@@ -33,11 +34,22 @@ pub(super) struct Shelf {
     proofs: VecDeque<Proof>,
 }
 
+/// What a file is shipped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ShippedFor {
+    /// Somebody who asks.
+    Asker,
+    /// Whoever will ask: it is ready.
+    Ready,
+    /// The same, and its records are shipped, so it costs next to nothing.
+    Closed,
+}
+
 #[derive(Debug)]
 struct ShelfWork {
     /// Ends when the work does.
     done: watch::Receiver<()>,
-    is_asked: bool,
+    shipped_for: ShippedFor,
 }
 
 impl ShelfWork {
@@ -52,7 +64,7 @@ struct Proof {
     /// The name in `pg_wal`, which may differ from that in the archive.
     name: WalFileName,
     stored: ProvenFile,
-    is_asked: bool,
+    shipped_for: ShippedFor,
 }
 
 /// How a file stands that is asked for.
@@ -75,36 +87,43 @@ impl Shelf {
     }
 
     /// A file is asked for.
-    pub(super) fn asked(&mut self, name: WalFileName, stamp: &SourceStamp) -> AskedStanding {
+    pub(super) fn asked(&mut self, name: WalFileName, stamp: &ChangeStamp) -> AskedStanding {
         let mut proofs = self.proofs.iter_mut();
         let proof = proofs.find(|proof| proof.name == name && proof.stored.stamp == *stamp);
         if let Some(proof) = proof {
-            proof.is_asked = true;
+            proof.shipped_for = ShippedFor::Asker;
             let stored = proof.stored;
-            self.forget_answered();
+            self.keep_at_most(ShippedFor::Asker, ANSWERED_MAX);
             return AskedStanding::Stored(stored);
         }
         if let Some(under_way) = (self.under_way.get_mut(&name)).filter(|found| !found.is_lost()) {
-            under_way.is_asked = true;
+            under_way.shipped_for = ShippedFor::Asker;
             return AskedStanding::UnderWay(under_way.done.clone());
         }
         self.closed.retain(|waiting| *waiting != name);
         self.waiting.retain(|waiting| *waiting != name);
-        AskedStanding::Yours(self.begin(name, true))
+        AskedStanding::Yours(self.begin(name, ShippedFor::Asker))
     }
 
-    /// The next file that nobody has asked for, if there is room for one.
-    pub(super) fn next(&mut self) -> Option<(WalFileName, watch::Sender<()>)> {
-        let name = self.first()?;
+    /// The next file that nobody has asked for, if there is room for one. Without an archiver that asks only what is closed.
+    pub(super) fn next(&mut self, archiver_asks: bool) -> Option<(WalFileName, watch::Sender<()>)> {
+        let name = self.first(archiver_asks)?;
+        let shipped_for = match self.is_closed(name) {
+            true => ShippedFor::Closed,
+            false => ShippedFor::Ready,
+        };
         self.closed.retain(|waiting| *waiting != name);
         self.waiting.retain(|waiting| *waiting != name);
-        Some((name, self.begin(name, false)))
+        Some((name, self.begin(name, shipped_for)))
     }
 
     /// The one that [`Shelf::next`] would give.
-    pub(super) fn first(&self) -> Option<WalFileName> {
-        let mut all = self.closed.iter().chain(&self.waiting);
-        all.next().copied().filter(|_| self.has_room())
+    pub(super) fn first(&self, archiver_asks: bool) -> Option<WalFileName> {
+        let ready = || {
+            let first = self.waiting.front();
+            first.filter(|_| archiver_asks && self.has_room())
+        };
+        self.closed.front().or_else(ready).copied()
     }
 
     /// Whether the server has just closed it, and will not write to it any more.
@@ -130,16 +149,19 @@ impl Shelf {
         self.proofs.push_back(Proof {
             name,
             stored,
-            is_asked: under_way.is_some_and(|under_way| under_way.is_asked),
+            shipped_for: under_way.map_or(ShippedFor::Ready, |under_way| under_way.shipped_for),
         });
-        self.forget_answered();
+        self.keep_at_most(ShippedFor::Asker, ANSWERED_MAX);
+        self.keep_at_most(ShippedFor::Closed, CLOSED_MAX);
     }
 
     /// The work at a file came to nothing for now; it is the next one again.
     pub(super) fn put_back(&mut self, name: WalFileName) {
         let under_way = self.under_way.remove(&name);
-        if under_way.is_none_or(|under_way| !under_way.is_asked) {
-            self.waiting.push_front(name);
+        match under_way.map_or(ShippedFor::Ready, |under_way| under_way.shipped_for) {
+            ShippedFor::Asker => {}
+            ShippedFor::Ready => self.waiting.push_front(name),
+            ShippedFor::Closed => self.closed.push_front(name),
         }
     }
 
@@ -154,21 +176,29 @@ impl Shelf {
     pub(super) fn close(&mut self, name: WalFileName) {
         if !self.knows(name) && !self.closed.contains(&name) {
             self.closed.push_back(name);
-            // A server that closes them faster has more that are ready.
+            // It is pushed when it is asked for.
             if self.closed.len() > CLOSED_MAX {
                 self.closed.pop_front();
             }
         }
     }
 
-    /// Forgets what nobody will ask for: of what `is_wanted` says that it is not.
-    pub(super) fn forget(&mut self, is_wanted: impl Fn(WalFileName) -> bool) {
-        (self.proofs).retain(|proof| proof.is_asked || is_wanted(proof.name));
+    /// Of what there is a proof that nobody has asked for yet.
+    pub(super) fn proven(&self) -> Vec<WalFileName> {
+        let unasked = |proof: &&Proof| proof.shipped_for != ShippedFor::Asker;
+        let unasked = self.proofs.iter().filter(unasked);
+        unasked.map(|proof| proof.name).collect()
     }
 
-    fn begin(&mut self, name: WalFileName, is_asked: bool) -> watch::Sender<()> {
+    /// Forgets what nobody will ask for: of what `is_wanted` says that it is not.
+    pub(super) fn forget(&mut self, is_wanted: impl Fn(WalFileName) -> bool) {
+        let is_asked = |proof: &Proof| proof.shipped_for == ShippedFor::Asker;
+        (self.proofs).retain(|proof| is_asked(proof) || is_wanted(proof.name));
+    }
+
+    fn begin(&mut self, name: WalFileName, shipped_for: ShippedFor) -> watch::Sender<()> {
         let (sender, done) = watch::channel(());
-        self.under_way.insert(name, ShelfWork { done, is_asked });
+        self.under_way.insert(name, ShelfWork { done, shipped_for });
         sender
     }
 
@@ -177,17 +207,19 @@ impl Shelf {
     }
 
     fn has_room(&self) -> bool {
-        let ahead = |under_way: &&ShelfWork| !under_way.is_asked;
-        let under_way = self.under_way.values().filter(ahead).count();
-        let shipped = self.proofs.iter().filter(|proof| !proof.is_asked).count();
-        under_way + shipped < self.batch
+        let under_way = self.under_way.values().map(|work| work.shipped_for);
+        let shipped = self.proofs.iter().map(|proof| proof.shipped_for);
+        let ahead = under_way.chain(shipped);
+        ahead.filter(|why| *why == ShippedFor::Ready).count() < self.batch
     }
 
-    fn forget_answered(&mut self) {
-        let answered = self.proofs.iter().filter(|proof| proof.is_asked).count();
-        let mut surplus = answered.saturating_sub(ANSWERED_MAX);
+    /// Forgets the oldest proofs that there are too many of.
+    fn keep_at_most(&mut self, shipped_for: ShippedFor, most: usize) {
+        let counts = |proof: &Proof| proof.shipped_for == shipped_for;
+        let count = self.proofs.iter().filter(|proof| counts(proof)).count();
+        let mut surplus = count.saturating_sub(most);
         self.proofs.retain(|proof| {
-            let goes = proof.is_asked && surplus > 0;
+            let goes = counts(proof) && surplus > 0;
             surplus -= usize::from(goes);
             !goes
         });
@@ -203,8 +235,8 @@ mod tests {
         format!("0000000100000000{number:08X}").parse().unwrap()
     }
 
-    fn stamp(size: u64) -> SourceStamp {
-        SourceStamp {
+    fn stamp(size: u64) -> ChangeStamp {
+        ChangeStamp {
             id: FileId {
                 device: 1,
                 inode: 2,
@@ -235,7 +267,7 @@ mod tests {
         let mut shelf = Shelf::new(2);
         shelf.replace((1..=5).map(name));
         let mut begun = Vec::new();
-        while let Some((name, ticket)) = shelf.next() {
+        while let Some((name, ticket)) = shelf.next(true) {
             begun.push((name, ticket));
         }
         assert_eq!(
@@ -244,20 +276,20 @@ mod tests {
         );
         shelf.done(name(1), Some(stored(1, 7)));
         shelf.done(name(2), Some(stored(2, 7)));
-        assert!(shelf.next().is_none());
+        assert!(shelf.next(true).is_none());
         assert!(is_stored(&mut shelf, 1, 7));
         // Whoever was killed with the answer asks again.
         assert!(is_stored(&mut shelf, 1, 7));
-        assert_eq!(shelf.next().map(|(name, _)| name), Some(name(3)));
+        assert_eq!(shelf.next(true).map(|(name, _)| name), Some(name(3)));
         shelf.put_back(name(3));
-        assert_eq!(shelf.next().map(|(name, _)| name), Some(name(3)));
+        assert_eq!(shelf.next(true).map(|(name, _)| name), Some(name(3)));
         // The folder is read again: what is seen to is not begun twice.
         shelf.replace((1..=4).map(name));
         assert_eq!(shelf.waiting(), 1);
         // One that PostgreSQL does not want any more makes room.
         shelf.done(name(3), None);
         shelf.forget(|_| false);
-        assert_eq!(shelf.next().map(|(name, _)| name), Some(name(4)));
+        assert_eq!(shelf.next(true).map(|(name, _)| name), Some(name(4)));
     }
 
     #[test]
@@ -282,7 +314,7 @@ mod tests {
             panic!("nobody has begun it");
         };
         // It takes no room from the others.
-        assert_eq!(shelf.next().map(|(name, _)| name), Some(name(1)));
+        assert_eq!(shelf.next(true).map(|(name, _)| name), Some(name(1)));
         let AskedStanding::UnderWay(done) = shelf.asked(name(2), &stamp(7)) else {
             panic!("it was begun");
         };
@@ -299,6 +331,53 @@ mod tests {
     }
 
     #[test]
+    fn what_is_closed_needs_no_room_and_no_archiver_that_asks() {
+        let mut shelf = Shelf::new(1);
+        shelf.replace([name(1)]);
+        shelf.done(name(2), Some(stored(2, 7)));
+        assert_eq!(shelf.first(true), None, "there is no room");
+        for number in 3..=9 {
+            shelf.close(name(number));
+        }
+        for number in 3..=9 {
+            let next = shelf.next(false).map(|(name, _)| name);
+            assert_eq!(next, Some(name(number)));
+            // The receiver was away once.
+            shelf.put_back(name(number));
+            let next = shelf.next(false).map(|(name, _)| name);
+            assert_eq!(next, Some(name(number)));
+            shelf.done(name(number), Some(stored(number, 7)));
+        }
+        assert_eq!(shelf.first(false), None);
+        // One that is asked for is the caller's, closed or not.
+        shelf.close(name(10));
+        assert!(matches!(
+            shelf.asked(name(10), &stamp(7)),
+            AskedStanding::Yours(_)
+        ));
+        assert_eq!(shelf.first(false), None);
+        for number in 3..=9 {
+            assert!(is_stored(&mut shelf, number, 7), "{number}");
+        }
+    }
+
+    #[test]
+    fn of_what_is_closed_no_more_is_known_than_the_bound() {
+        let mut shelf = Shelf::new(1);
+        let last = 2 * u32::try_from(CLOSED_MAX).unwrap();
+        for number in 1..=last {
+            shelf.close(name(number));
+        }
+        assert_eq!(shelf.waiting(), CLOSED_MAX);
+        for number in 1..=last {
+            shelf.close(name(number));
+            let (name, _) = shelf.next(false).unwrap();
+            shelf.done(name, Some(stored(number, 7)));
+        }
+        assert_eq!(shelf.proofs.len(), CLOSED_MAX);
+    }
+
+    #[test]
     fn a_segment_that_was_just_closed_comes_first_and_once() {
         let mut shelf = Shelf::new(8);
         shelf.replace([name(1), name(2)]);
@@ -306,7 +385,7 @@ mod tests {
         shelf.close(name(9));
         shelf.replace([name(1), name(2), name(9)]);
         let mut begun = Vec::new();
-        while let Some(next) = shelf.next() {
+        while let Some(next) = shelf.next(true) {
             begun.push(next);
         }
         let names: Vec<WalFileName> = begun.iter().map(|(name, _)| *name).collect();

@@ -17,8 +17,7 @@ use walmgr_protocol::limits::NAME_BYTES_MAX;
 use walmgr_protocol::names::WalFileName;
 
 use crate::error::{CommandError, Kind};
-use crate::files::FileId;
-use crate::master::archived_file::SourceStamp;
+use crate::files::{ChangeStamp, FileId};
 use crate::status::AgentFigures;
 
 /// What every word begins with.
@@ -77,7 +76,7 @@ pub(super) struct Ask {
     /// `%f`.
     pub name: WalFileName,
     /// The file as it is.
-    pub stamp: SourceStamp,
+    pub stamp: ChangeStamp,
 }
 
 /// What was stored.
@@ -86,7 +85,7 @@ pub(super) struct ProvenFile {
     /// Under which name.
     pub name: WalFileName,
     /// The file as it was read.
-    pub stamp: SourceStamp,
+    pub stamp: ChangeStamp,
     /// Of what was read, and of what the receiver stored.
     pub crc32: u32,
 }
@@ -253,7 +252,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     put(out, &text.as_bytes()[..end]);
 }
 
-fn put_stamp(out: &mut Vec<u8>, stamp: &SourceStamp) {
+fn put_stamp(out: &mut Vec<u8>, stamp: &ChangeStamp) {
     for number in [stamp.id.device, stamp.id.inode, stamp.size] {
         out.extend(number.to_le_bytes());
     }
@@ -345,8 +344,8 @@ impl<'a> WordFields<'a> {
         name.ok_or(BadWord::Field("a file name"))
     }
 
-    fn stamp(&mut self) -> Result<SourceStamp, BadWord> {
-        Ok(SourceStamp {
+    fn stamp(&mut self) -> Result<ChangeStamp, BadWord> {
+        Ok(ChangeStamp {
             id: FileId {
                 device: self.u64()?,
                 inode: self.u64()?,
@@ -397,7 +396,7 @@ mod tests {
     fn stored() -> ProvenFile {
         ProvenFile {
             name: "000000010000000000000003".parse().unwrap(),
-            stamp: SourceStamp {
+            stamp: ChangeStamp {
                 id: FileId {
                     device: 1,
                     inode: 2,
