@@ -2,7 +2,7 @@
 # walmgr beside the tools that do the same work, on one machine, in turns.
 #
 #   benches/compare.sh                    all of it
-#   benches/compare.sh backlog lag        some of: segment backlog backup restore replay lag
+#   benches/compare.sh backlog lag        some of: segment backlog backup restore fetch replay lag
 #
 #   ROUNDS=3      how often each way is run
 #   MIB=600       how large the cluster is
@@ -14,6 +14,7 @@
 #           them, and with one that shipped them as they were written; pgBackRest one by one and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
 # backup    a full backup: `backup --full`, `pgbackrest backup --type=full`, `pg_basebackup`, `rsync --fsync`
 # restore   into an empty directory: `restore`, `pgbackrest restore`, `cp -a` and sync
+# fetch     one segment handed out: `xrestore` on the standby, and over TLS on the master; `pgbackrest archive-get`, `cp`
 # replay    by a warm standby, milliseconds a segment: `xrestore` with and without segments that lie ready, `pgbackrest archive-get`,
 #           one by one and asynchronous with two processes, `cp`
 # lag       from a record's flush until it is durable on the other side: `syncdaemon`, `pg_receivewal --synchronous`
@@ -27,10 +28,10 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"
 rounds=${ROUNDS:-3} mib=${MIB:-600} backlog=${SEGMENTS:-64} messages=${MESSAGES:-100}
 parts=("$@")
-((${#parts[@]})) || parts=(segment backlog backup restore replay lag)
+((${#parts[@]})) || parts=(segment backlog backup restore fetch replay lag)
 for part in "${parts[@]}"; do
     case $part in
-        segment | backlog | backup | restore | replay | lag) ;;
+        segment | backlog | backup | restore | fetch | replay | lag) ;;
         *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
@@ -68,6 +69,7 @@ start_server
 as_server pgbench -q -i -s $((mib / 15 + 1)) -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench -i'
 status=$pgdata/pg_wal/archive_status
 waiting() { find "$status" -name '*.ready' | wc -l; }
+enough_waiting() { (($(waiting) >= backlog)); }
 sql -c CHECKPOINT
 if [[ " ${parts[*]} " = *' replay '* ]]; then
     # Replay begins where this stopped.
@@ -78,7 +80,7 @@ if [[ " ${parts[*]} " = *' replay '* ]]; then
 fi
 # What pgbench wrote before is another kind of WAL.
 as_server find "$status" -name '*.ready' -delete
-while (($(waiting) < backlog)); do
+until enough_waiting; do
     as_server pgbench -n -c 4 -j 2 -T 1 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench'
 done
 mapfile -t segments < <(find "$status" -name '*.ready' -printf '%f\n' | sed 's/\.ready$//' | sort | head -"$backlog")
@@ -171,11 +173,7 @@ drain_shipped() {
     local written
     forget_archived
     start_syncdaemon
-    while (($(waiting) < backlog)); do
-        # Or there are no page images, and few bytes a second.
-        sql -c CHECKPOINT
-        as_server pgbench -n -c 4 -j 2 -T 1 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench'
-    done
+    write_wal_until enough_waiting
     # Longer than the last pass takes.
     sleep 1
     written=$(waiting)
@@ -263,8 +261,9 @@ CONF
     printf '%s\t%s\t0\n' "$label" "$(((ended - begun) / 1000 / ${#segments[@]}))" |
         awk -F '\t' -v OFS='\t' '{ $2 = $2 / 1000; print }' >>"$place/times"
 }
-replay() {
-    local round name
+# archive_all: each segment, in the way of each.
+archive_all() {
+    local name
     forget_archived
     [[ -z $pgbackrest ]] || pgbackrest_settings lz4 n 1
     for name in "${segments[@]}"; do
@@ -272,6 +271,25 @@ replay() {
         [[ -z $pgbackrest ]] || as_server $pgbackrest_line archive-push "$pgdata/pg_wal/$name"
         as_server cp "$pgdata/pg_wal/$name" copied/
     done
+}
+fetch() {
+    local round name to=fetched/pg_wal/RECOVERYXLOG
+    archive_all
+    for ((round = 0; round < rounds; round++)); do
+        for name in "${segments[@]}"; do
+            as_server bash -c 'rm -rf fetched; mkdir -p fetched/pg_wal'
+            timed 'fetch cp' cp "copied/$name" $to
+            timed 'fetch walmgr' ./walmgr -q standby.ini --set restore_ahead=0 xrestore "$name" $to
+            timed 'fetch walmgr over TLS' ./walmgr -q master.ini xrestore "$name" $to
+            # It wants to be where the server is.
+            [[ -z $pgbackrest ]] || timed 'fetch pgbackrest lz4' env -C "$pgdata" $pgbackrest_line archive-get "$name" "$place/$to"
+        done
+        as_server rm -rf fetched
+    done
+}
+replay() {
+    local round
+    archive_all
     for ((round = 0; round < rounds; round++)); do
         replayed 'replay cp' "cp $place/copied/%f %p"
         replayed 'replay walmgr' "$place/walmgr -q $place/standby.ini xrestore %f %p"
@@ -309,15 +327,17 @@ done
 sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' '
     { if (!($1 in n)) order[++labels] = $1; ms[$1, ++n[$1]] = $2 }
     function median(label) { return ms[label, int((n[label] + 1) / 2)] }
+    # Fewer have none.
+    function p99(label) { return n[label] < 100 ? "" : sprintf("%.2f", ms[label, int(n[label] * 0.99)]) }
     END {
         for (i = 1; i <= labels; i++) {
             split(order[i], word, " ")
             if (order[i] !~ / walmgr/ && (!(word[1] in best) || median(order[i]) < best[word[1]])) best[word[1]] = median(order[i])
         }
-        printf "\n%-40s %5s %12s %20s\n", "", "n", "median ms", "x best of the others"
+        printf "\n%-40s %5s %12s %10s %20s\n", "", "n", "median ms", "p99 ms", "x best of the others"
         for (i = 1; i <= labels; i++) {
             split(order[i], word, " ")
-            printf "%-40s %5d %12.2f", order[i], n[order[i]], median(order[i])
+            printf "%-40s %5d %12.2f %10s", order[i], n[order[i]], median(order[i]), p99(order[i])
             if (word[1] in best) printf " %20.2f", median(order[i]) / best[word[1]]
             print ""
         }

@@ -17,27 +17,12 @@ rounds=${ROUNDS:-3} wanted=${SEGMENTS:-24}
 
 source benches/place.sh
 echo "making a cluster and $wanted segments with pgbench"
-as_server initdb -D "$pgdata" -A trust -N --no-instructions >/dev/null
-as_server tee -a "$pgdata/postgresql.conf" >/dev/null <<CONF
-fsync = off
-wal_keep_size = 8GB
-max_wal_size = 8GB
-archive_mode = on
-archive_command = 'true'
-CONF
-start_server
+begin_master_with_wal "$wanted"
 sql() { as_server psql -XqAtc "$1" -h "$place" postgres; }
-as_server pgbench -q -i -s 10 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench -i'
-finished() { find "$pgdata/pg_wal/archive_status" -name '*.done' | wc -l; }
-while (($(finished) < wanted)); do
-    # Or there are no page images, and few bytes a second.
-    as_server psql -XqAtc CHECKPOINT -h "$place" postgres
-    as_server pgbench -n -c 4 -j 2 -T 1 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench'
-done
 introduce
 as_server ./walmgr -q master.ini setup --no-check 2>>"$place/commands.log" || fail 'setup'
 stop_receiver
-mapfile -t segments < <(find "$pgdata/pg_wal/archive_status" -name '*.done' -printf '%f\n' | sort | tail -n "$wanted")
+mapfile -t segments < <(segments_done | tail -n "$wanted")
 as_server mkdir "$place/floor"
 as_server cp "$place/standby.ini" "$place/standby.base"
 

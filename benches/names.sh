@@ -8,11 +8,14 @@
 #   COUNTS='1000 1000000'     how many segments the archives hold
 #
 # The segments but for the last ones are sparse files: what is measured is names. Nothing is dropped from the page
-# cache between two runs. Needs PostgreSQL's server programs.
+# cache between two runs, and the receiver has noted the names once. `status`, `listbackups` and `xrestore` run right behind
+# its start. At last its note is removed: `noted` is how long a start then takes to make it, `unnoted` what `status` takes meanwhile.
+# Ends with 1 if a start takes more than a second, or a command with the most names more than 1.5 times what it takes with the fewest.
+# Needs PostgreSQL's server programs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"
-(($# == 0)) || { sed -n '2,/^cache/s/^# \{0,1\}//p' "$0"; exit 2; }
+(($# == 0)) || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
 rounds=${ROUNDS:-5}
 read -ra counts <<<"${COUNTS:-1000 1000000}"
 
@@ -67,8 +70,23 @@ took() {
     awk -v label="$label" -v begun="$begun" -v ended="$EPOCHREALTIME" \
         'BEGIN { printf "%s\t%.2f\n", label, (ended - begun) * 1000 }'
 }
+# The receiver has noted what is in the archive.
+is_noted() { [[ $archive/.names/index -nt $place/filled ]]; }
+until_noted() {
+    local tries
+    for ((tries = 0; tries < 1200; tries++)); do
+        ! is_noted || return 0
+        sleep 0.05
+    done
+    fail 'the names were not noted within a minute'
+}
 measure() {
     local round
+    touch "$place/filled"
+    sleep 0.1
+    start_receiver -q
+    until_noted
+    stop_receiver
     for ((round = 0; round <= rounds; round++)); do
         took start start_receiver -q
         took status as_server ./walmgr -q standby.ini status
@@ -78,14 +96,47 @@ measure() {
         awk '/VmHWM/ { printf "receiver_kib\t%d\n", $2 }' "/proc/$(cat "$place"/*.pid | head -1)/status" 2>/dev/null || true
         stop_receiver
     done
+    rm "$archive/.names/index"
+    start_receiver -q
+    took unnoted as_server ./walmgr -q standby.ini status
+    took noted until_noted
+    stop_receiver
 }
 for count in "${counts[@]}"; do
     fill "$count"
-    echo "$count names"
-    measure | awk -F'\t' '{ if (!($1 in n)) order[++labels] = $1; v[$1, n[$1]++] = $2 }
-        END { for (l = 1; l <= labels; l++) { k = order[l]; m = 0
-            # Without the first, which warms up.
-            for (i = 1; i < n[k]; i++) a[i] = v[k, i] + 0
-            for (i = 2; i < n[k]; i++) for (j = i; j > 1 && a[j] < a[j-1]; j--) { t = a[j]; a[j] = a[j-1]; a[j-1] = t }
-            printf "  %-14s %10.1f\n", k, a[int(n[k] / 2)] } }'
+    measure | sed "s/^/$count\t/" >>"$place/times"
 done
+awk -F '\t' '
+    {
+        if (!($2 in rows)) order[++labels] = $2
+        rows[$2] = 1
+        if (!($1 in columns)) counts[++archives] = $1
+        columns[$1] = 1
+        values[$1, $2, n[$1, $2]++] = $3
+    }
+    # Where there are several without the first, which warms up.
+    function median(count, label,    i, j, t, m, a) {
+        m = 0
+        for (i = n[count, label] > 1; i < n[count, label]; i++) {
+            for (j = m++; j > 0 && a[j - 1] > values[count, label, i]; j--) a[j] = a[j - 1]
+            a[j] = values[count, label, i]
+        }
+        return (a[int((m - 1) / 2)] + a[int(m / 2)]) / 2
+    }
+    END {
+        printf "%-14s", "names"
+        for (c = 1; c <= archives; c++) printf "%12d", counts[c]
+        print ""
+        for (l = 1; l <= labels; l++) {
+            label = order[l]
+            printf "%-14s", label
+            for (c = 1; c <= archives; c++) printf "%12.1f", median(counts[c], label)
+            print ""
+            if (label ~ /noted|receiver/) continue
+            few = median(counts[1], label)
+            many = median(counts[archives], label)
+            if (label == "start" ? many > 1000 : many > 1.5 * few) exceeded = exceeded " " label
+        }
+        if (exceeded) print "too long with many names:" exceeded
+        exit exceeded != ""
+    }' "$place/times"

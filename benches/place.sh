@@ -25,6 +25,32 @@ else
     as_server() { (cd "$place" && exec env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }
 fi
 
+# begin_as_server COMMAND...: begins it and sets begun_pid, which is its own and not that of who runs it.
+begin_as_server() {
+    rm -f "$place/begun.pid"
+    as_server bash -c 'echo $$ >begun.new; mv begun.new begun.pid; exec "$@"' - "$@" &
+    local tries
+    for ((tries = 0; ; tries++)); do
+        [[ ! -s $place/begun.pid ]] || break
+        ((tries < 500)) || fail "it did not begin: $*"
+        sleep 0.02
+    done
+    begun_pid=$(cat "$place/begun.pid")
+}
+# end_begun: ends what was begun, if it was.
+begun_pid=
+end_begun() {
+    [[ -n $begun_pid ]] || return 0
+    local tries
+    kill "$begun_pid" 2>/dev/null || true
+    for ((tries = 0; tries < 500; tries++)); do
+        kill -0 "$begun_pid" 2>/dev/null || break
+        sleep 0.02
+    done
+    kill -KILL "$begun_pid" 2>/dev/null || true
+    begun_pid=
+}
+
 server_running= receiver_running=
 # start_server [OPTION...]: the cluster in $pgdata, which listens to a socket in $place only.
 start_server() {
@@ -85,6 +111,33 @@ introduce() {
     as_server ./walmgr -q standby.ini authorize "$(as_server ./walmgr -q master.ini identity)" bench
     archive=$place/walshipping/logs.complete
 }
+
+# write_wal_until CONDITION...: pgbench, for seconds until the condition holds.
+write_wal_until() {
+    until "$@"; do
+        # Or there are no page images, and few bytes a second.
+        as_server psql -XqAtc CHECKPOINT -h "$place" postgres
+        as_server pgbench -n -c 4 -j 2 -T 1 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench'
+    done
+}
+
+# begin_master_with_wal COUNT: a cluster that runs, with at least so many segments of pgbench that are marked as archived.
+begin_master_with_wal() {
+    as_server initdb -D "$pgdata" -A trust -N --no-instructions >/dev/null
+    as_server tee -a "$pgdata/postgresql.conf" >/dev/null <<CONF
+fsync = off
+wal_keep_size = 16GB
+max_wal_size = 16GB
+archive_mode = on
+archive_command = 'true'
+CONF
+    start_server
+    as_server pgbench -q -i -s 10 -h "$place" postgres >/dev/null 2>&1 || fail 'pgbench -i'
+    wanted_done=$1
+    write_wal_until has_wanted_done
+}
+segments_done() { find "$pgdata/pg_wal/archive_status" -name '*.done' -printf '%f\n' | sort; }
+has_wanted_done() { (($(segments_done | wc -l) >= wanted_done)); }
 
 # wait_until_none FOLDER SUFFIX: looks every 10 ms until no file there ends so. Without a process of its own: three for each look
 # took a quarter of the two processors from what was measured.

@@ -19,9 +19,8 @@ rounds=${ROUNDS:-4} seconds=${SECONDS_EACH:-4} clients=${CLIENTS:-1}
 
 source benches/place.sh
 sql() { as_server psql -XAtq -v ON_ERROR_STOP=1 -h "$place" -d postgres "$@"; }
-receivewal=
 before_clean_up() {
-    [[ -z $receivewal ]] || kill "$receivewal" 2>/dev/null || true
+    end_begun
     as_server ./walmgr -q master.ini syncdaemon -s 2>/dev/null || true
 }
 
@@ -47,7 +46,7 @@ names() {
 # streams NAME: waits until a standby of this name is there.
 streams() {
     for ((tries = 0; ; tries++)); do
-        [[ $(sql -c "SELECT count(flush_lsn) FROM pg_stat_replication WHERE application_name = '$1'") != 1 ]] || break
+        [[ $(sql -c "SELECT count(*) FROM pg_stat_replication WHERE application_name = '$1' AND state = 'streaming'") != 1 ]] || break
         ((tries < 200)) || fail "$1 does not stream"
         sleep 0.05
     done
@@ -63,15 +62,12 @@ turn() {
 echo "measuring commits: $rounds rounds of $seconds s each way, $clients client(s), everything on $file_system"
 for ((round = 0; round < rounds; round++)); do
     turn alone
-    as_server pg_receivewal -h "$place" -d 'application_name=receivewal' -D receivewal --synchronous --no-loop &
-    receivewal=$!
+    begin_as_server pg_receivewal -h "$place" -d 'application_name=receivewal' -D receivewal --synchronous --no-loop
     streams receivewal
     names receivewal
     turn receivewal
     names ''
-    kill "$receivewal"
-    wait "$receivewal" || true
-    receivewal=
+    end_begun
     as_server ./walmgr -q --set job_name=walmgr,synchronous=1 master.ini syncdaemon -d 2>>"$place/commands.log"
     streams walmgr
     names walmgr
