@@ -28,7 +28,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin"
-rounds=${ROUNDS:-3} mib=${MIB:-1000}
+rounds=${ROUNDS:-3} mib=${MIB:-1000} cache=${CACHE:-cold}
 case ${1:-} in
     '') kinds=(xfs ext4) ;;
     xfs | ext4) kinds=("$1") ;;
@@ -112,7 +112,7 @@ timed() {
     local label=$1 ms
     shift
     sync
-    echo 3 >/proc/sys/vm/drop_caches
+    [[ $cache == warm ]] || echo 3 >/proc/sys/vm/drop_caches
     printf '%s\t./walmgr -q master.ini backup %s\n' "$label" "$*" | as_server perl stopwatch.pl >"$place/time" 2>"$place/said"
     ms=$(cut -f 2 "$place/time")
     printf '%s\t%s\t%s\n' "$label" "$ms" "$(($(own_bytes) / 1024))" >>"$place/times"

@@ -239,9 +239,10 @@ fn pause_continue_boot(major: u8, hot: bool) {
         said.contains(&format!("the last commit was at {commit}")),
         "{said}: {commit}"
     );
-    for gone in ["PAUSE", "STOP", "PROGRESS"] {
+    for gone in ["PAUSE", "STOP"] {
         assert!(!site.holds(gone), "{gone}");
     }
+    assert_eq!(site.archived("PROGRESS"), b"");
     assert!(!standby.data().join("standby.signal").exists());
     assert_eq!(standby.psql(CONTENT), content, "PostgreSQL {major}");
     standby.psql("CREATE TABLE open_again ()");

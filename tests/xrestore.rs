@@ -114,7 +114,12 @@ impl Standby {
     fn left_nothing(&self) {
         let entries = fs::read_dir(self.data.join("pg_wal")).unwrap();
         assert_eq!(entries.count(), 0);
-        assert!(!self.site.holds("PROGRESS"));
+        assert!(!self.restores());
+    }
+
+    /// Whether PROGRESS names a file.
+    fn restores(&self) -> bool {
+        fs::read(self.site.completed_wals().join("PROGRESS")).is_ok_and(|text| !text.is_empty())
     }
 }
 
@@ -508,6 +513,20 @@ fn a_standby_waits_for_a_file_and_gets_it_the_moment_it_is_stored() {
 }
 
 #[test]
+fn replay_leaves_the_folder_of_the_archive_as_it_is() {
+    let _user = skip_unless!(server_user());
+    let standby = Standby::new();
+    let (name, next) = (standby.store(7), standby.store(8));
+    standby.serves(&name);
+    let archive = standby.site.completed_wals();
+    let changed = || fs::metadata(&archive).unwrap().modified().unwrap();
+    let before = changed();
+    standby.serves(&next);
+    standby.lacks_at_once("00000002.history");
+    assert_eq!(changed(), before, "every name is read again");
+}
+
+#[test]
 fn pause_holds_segments_but_no_history_until_continue() {
     let _user = skip_unless!(server_user());
     let standby = Standby::new();
@@ -523,7 +542,7 @@ fn pause_holds_segments_but_no_history_until_continue() {
     let mut waiting = standby.spawn(&name);
     std::thread::sleep(Duration::from_millis(300));
     assert!(waiting.try_wait().unwrap().is_none(), "it is not held");
-    assert!(!standby.restored().exists() && !standby.site.holds("PROGRESS"));
+    assert!(!standby.restored().exists() && !standby.restores());
     let said = standby.site.standby_command(&["pause"]);
     assert!(
         said.code == Some(0) && said.stderr.contains("already"),
@@ -564,9 +583,7 @@ fn pause_waits_for_the_segment_that_is_being_restored() {
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
     let slow = slow.spawn().unwrap();
-    wait_for("PROGRESS", PATIENCE, || {
-        standby.site.holds("PROGRESS").then_some(())
-    });
+    wait_for("PROGRESS", PATIENCE, || standby.restores().then_some(()));
     let said = standby.site.standby_command(&["pause"]);
     assert!(
         said.code == Some(0) && said.stderr.contains(&name),

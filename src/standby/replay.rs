@@ -125,16 +125,28 @@ impl ControlFiles {
         Ok((stop.server.is_none() || stop.server == ours).then_some(stop))
     }
 
-    /// Says that this file is being restored by this process; gone when the result is dropped.
+    /// Says that this file is being restored by this process, until the result is dropped. The file stays then, empty:
+    /// were it removed, the index of the folder's names would be older than the folder behind each segment.
     ///
     /// Best effort: replay must not end because a note cannot be written.
     pub(crate) fn progress(&self, name: WalFileName) -> ProgressFile {
-        let path = self.path("PROGRESS");
-        let text = format!("{name} {}\n", std::process::id());
-        if let Err(error) = files::note(&path, text.as_bytes()) {
-            tracing::debug!("write {}: {error}", path.display());
+        let progress = ProgressFile {
+            path: self.path("PROGRESS"),
+            text: format!("{name} {}\n", std::process::id()),
+        };
+        let mut noted = files::note(&progress.path, progress.text.as_bytes());
+        // One that another user's command left, in a folder that is ours.
+        if noted
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        {
+            let removed = std::fs::remove_file(&progress.path);
+            noted = removed.and_then(|()| files::note(&progress.path, progress.text.as_bytes()));
         }
-        ProgressFile(path)
+        if let Err(error) = noted {
+            tracing::debug!("write {}: {error}", progress.path.display());
+        }
+        progress
     }
 
     /// The file that is being restored, if any; what a killed process left does not count.
@@ -173,13 +185,18 @@ fn parse_stop(text: &str) -> StopFile {
     }
 }
 
-/// PROGRESS while it exists.
-pub(crate) struct ProgressFile(PathBuf);
+/// PROGRESS while it names a file.
+pub(crate) struct ProgressFile {
+    path: PathBuf,
+    text: String,
+}
 
 impl Drop for ProgressFile {
     fn drop(&mut self) {
-        // A note that stays names a process that is gone, and so does not count.
-        let _ = std::fs::remove_file(&self.0);
+        // A note that stays names a process that is gone, and so does not count. Another standby's is its own to clear.
+        if matches!(read_control(&self.path), Ok(Some(text)) if text == self.text) {
+            let _ = files::note(&self.path, b"");
+        }
     }
 }
 
@@ -309,8 +326,16 @@ mod tests {
         assert_eq!(control.restoring().unwrap(), None);
         let progress = control.progress(name);
         assert_eq!(control.restoring().unwrap(), Some(name.to_string()));
+        let folder_changed = || folder.path().metadata().unwrap().modified().unwrap();
+        let changed = folder_changed();
         drop(progress);
         assert_eq!(control.restoring().unwrap(), None);
+        let next = control.progress("000000010000000000000002".parse().unwrap());
+        // Of a process that is none of this one's: it stays.
+        std::fs::write(control.path("PROGRESS"), format!("{name} 1\n")).unwrap();
+        drop(next);
+        assert_eq!(control.restoring().unwrap(), Some(name.to_string()));
+        assert_eq!(changed, folder_changed(), "the folder was changed");
         for left in [
             format!("{name} {}\n", i32::MAX),
             "1".to_owned(),

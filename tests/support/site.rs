@@ -448,7 +448,7 @@ impl Site {
     /// Every name in `completed_wals` that a WAL file could have, sorted; of a packed one the name that it has unpacked.
     pub fn archived_names(&self) -> Vec<String> {
         let mut names = self.all_names();
-        names.retain(|name| !name.starts_with('.'));
+        names.retain(|name| !name.starts_with('.') && name != "PROGRESS");
         for name in &mut names {
             if let Some(unpacked) = name.strip_suffix(".zst") {
                 *name = unpacked.to_owned();
