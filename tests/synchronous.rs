@@ -223,6 +223,38 @@ fn one_loss(major: u8, dice: &mut Dice) -> usize {
 }
 
 #[test]
+fn the_standby_has_what_is_written_and_is_told_to_have_what_is_flushed() {
+    skip_unless!(Cluster::available(15));
+    // Nobody flushes for ten seconds what is no commit.
+    let settings = [
+        ("wal_buffers", "32kB"),
+        ("wal_writer_delay", "10s"),
+        ("wal_writer_flush_after", "1GB"),
+        ("autovacuum", "off"),
+    ];
+    let waiting = Waiting::new(15, &settings, "0");
+    let write = "SELECT count(pg_logical_emit_message(false, 'm', repeat('x', 1000))) FROM generate_series(1, 300)";
+    let one = format!("BEGIN; {write};\nSELECT pg_sleep(60);\n");
+    let _client = Client::start(&waiting.site, "writes", &one);
+    let cluster = waiting.site.cluster();
+    let held = || {
+        let name = cluster.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        let held = std::fs::read(waiting.site.partial_wals().join(&name)).ok()?;
+        // Asked for last: what is there behind this was there before it was flushed.
+        let flushed = "SELECT (pg_walfile_name_offset(pg_current_wal_flush_lsn())).file_offset";
+        let flushed: usize = cluster.psql(flushed).parse().unwrap();
+        let written = std::fs::read(waiting.site.data().join("pg_wal").join(name)).unwrap();
+        let behind = flushed..flushed + (64 << 10);
+        let (held, written) = (held.get(behind.clone())?, written.get(behind)?);
+        let is_written = written.iter().filter(|byte| **byte == b'x').count() > 32 << 10;
+        (is_written && held == written).then_some(())
+    };
+    wait_for("records that nobody has flushed", PATIENCE, held);
+    let told = "pg_current_wal_lsn() > pg_current_wal_flush_lsn() AND flush_lsn <= pg_current_wal_flush_lsn()";
+    assert_eq!(waiting.senders(told), "t");
+}
+
+#[test]
 fn fault_271_a_commit_waits_for_a_receiver_that_is_away_and_returns() {
     skip_unless!(Cluster::available(15));
     let mut waiting = Waiting::new(15, &[("wal_sender_timeout", "4s")], "0");

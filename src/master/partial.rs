@@ -38,6 +38,30 @@ pub(crate) struct MasterReach {
     pub bound: Lsn,
     /// About where its WAL ends, to know which segment is the current one.
     pub near: Lsn,
+    /// Up to where the server says that its disk has it: what is no record before that is damage.
+    pub flushed: Option<Lsn>,
+}
+
+/// How far what is written may be ahead of what is flushed where commits wait: a pass has to end for them to be told.
+const AHEAD_OF_FLUSH_BYTES: u64 = 1 << 20;
+
+impl MasterReach {
+    /// What the server says that it has flushed, and nothing behind it.
+    pub(crate) const fn flushed(end: Lsn) -> MasterReach {
+        MasterReach {
+            bound: end,
+            near: end,
+            flushed: Some(end),
+        }
+    }
+
+    /// With what is written behind that: it goes to the standby's disk while the master's takes it.
+    pub(crate) const fn written_behind(flushed: Lsn) -> MasterReach {
+        MasterReach {
+            bound: Lsn(flushed.0.saturating_add(AHEAD_OF_FLUSH_BYTES)),
+            ..MasterReach::flushed(flushed)
+        }
+    }
 }
 
 /// One connection over which records are shipped.
@@ -230,13 +254,13 @@ impl Shipper {
 
     /// Ships every whole record up to the bound and returns when all of them are durable.
     pub(crate) async fn pass(&mut self, reach: MasterReach) -> Result<()> {
-        let mut broken = self.try_pass(reach.bound).await;
+        let mut broken = self.try_pass(reach).await;
         for _ in 0..BEGINNINGS_MAX {
             match broken {
                 Err(Broken::Refused(ref refusal)) if refusal.code == ErrorCode::Finished => {
                     tracing::debug!("{}", refusal.message);
                     broken = match self.begin(reach).await {
-                        Ok(()) => self.try_pass(reach.bound).await,
+                        Ok(()) => self.try_pass(reach).await,
                         Err(broken) => Err(broken),
                     };
                 }
@@ -350,12 +374,12 @@ impl Shipper {
         first
     }
 
-    async fn try_pass(&mut self, bound: Lsn) -> Result<(), Broken> {
+    async fn try_pass(&mut self, reach: MasterReach) -> Result<(), Broken> {
         loop {
             // A segment at a time, so that what is found is shipped while it is in memory.
             let size = self.files.segment_bytes();
             let enough = Lsn((self.sent.0 - self.sent.0 % size).saturating_add(size));
-            let stop = self.records.look_ahead(bound, enough).at(
+            let stop = self.records.look_ahead(reach.bound, enough).at(
                 Kind::Retry,
                 "read WAL in",
                 self.files.folder(),
@@ -363,7 +387,7 @@ impl Shipper {
             let end = self.records.end();
             if stop != TailEnd::Enough {
                 self.ship(end).await?;
-                self.judge(stop, bound);
+                self.judge(stop, reach.flushed);
                 break;
             }
             // How far the last segment goes is not known yet.
@@ -378,16 +402,14 @@ impl Shipper {
     }
 
     /// Says so when WAL that the server calls written cannot be read.
-    fn judge(&mut self, stop: TailEnd, bound: Lsn) {
+    fn judge(&mut self, stop: TailEnd, flushed: Option<Lsn>) {
+        let Some(flushed) = flushed else { return };
         match stop {
-            TailEnd::Invalid(lsn, why) if bound != Lsn(u64::MAX) => {
+            TailEnd::Invalid(lsn, why) if lsn < flushed => {
                 self.note = Some(format!("the master's WAL is damaged at {lsn}: {why}"));
             }
-            TailEnd::NoFile(segment) if bound != Lsn(u64::MAX) => {
-                let start = self.files.start(segment);
-                if start < bound {
-                    self.note = Some(format!("{segment} is not in pg_wal"));
-                }
+            TailEnd::NoFile(segment) if self.files.start(segment) < flushed => {
+                self.note = Some(format!("{segment} is not in pg_wal"));
             }
             _ => {}
         }

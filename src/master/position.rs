@@ -86,10 +86,7 @@ impl PositionReader {
         Ok(PositionFound::Master(Box::new(Position {
             files: WalFiles::new(data.wal(), facts.cluster, found.timeline),
             facts,
-            reach: MasterReach {
-                bound: found.flushed,
-                near: found.flushed,
-            },
+            reach: MasterReach::flushed(found.flushed),
             unasked: false,
             awaits_flush: found.flushed < found.written,
         })))
@@ -110,6 +107,7 @@ fn from_files(config: &MasterConfig, data: &DataDirectory) -> Result<PositionFou
         reach: MasterReach {
             bound: Lsn(u64::MAX),
             near,
+            flushed: None,
         },
         unasked: true,
         awaits_flush: false,

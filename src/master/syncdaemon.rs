@@ -91,8 +91,8 @@ async fn serve(
         let durable = ticker.durable();
         early.pass_ended(begun, durable != had, ticker.awaits_flush);
         let mut news = ticker.synchronous.news();
-        let looks = durable.is_some() && news.is_none();
-        let next = match looks && ticker.has_all && !ticker.config.synchronous {
+        let (streams, looks) = (news.is_some(), durable.is_some());
+        let next = match looks && !streams && ticker.has_all && !ticker.config.synchronous {
             true => early.due_behind(begun, next),
             false => next,
         };
@@ -104,8 +104,8 @@ async fn serve(
                     Notice::Drain => return ended(),
                     Notice::Reload => reload_asked = true,
                 },
-                () = early.is_due(), if looks => break,
-                () = flushed(&mut news) => break,
+                () = early.is_due(streams), if looks => break,
+                () = flushed(&mut news, durable) => break,
                 () = pulse.beat() => {}
             }
             if Instant::now() >= next {
@@ -120,11 +120,13 @@ async fn serve(
     }
 }
 
-/// Returns when the server has flushed more, or streams no longer; never where it does not stream.
-async fn flushed(news: &mut Option<watch::Receiver<Lsn>>) {
+/// Returns when the server has flushed more than the standby has, or streams no longer; never where it does not stream.
+async fn flushed(news: &mut Option<watch::Receiver<Lsn>>, durable: Option<Lsn>) {
     match news {
         // Either way there is something to do.
-        Some(news) => drop(news.changed().await),
+        Some(news) => {
+            while news.changed().await.is_ok() && Some(*news.borrow_and_update()) <= durable {}
+        }
         None => std::future::pending().await,
     }
 }
@@ -228,8 +230,7 @@ impl Ticker {
         let ahead = match (self.shipper.take(), end) {
             (Some(shipper), Some(end)) => {
                 (self.monitored.rpo).writes(shipper.files(), Some(end), asked);
-                let (bound, near) = (end, end);
-                let reach = MasterReach { bound, near };
+                let reach = MasterReach::written_behind(end);
                 let is_down = false;
                 Some((shipper, PassReach { reach, is_down }))
             }
@@ -249,13 +250,12 @@ impl Ticker {
         if self.synchronous.is_open() {
             self.synchronous.passed(&self.config, &mut shipper).await;
         }
-        let flushed = Some(reach.bound).filter(|bound| *bound != Lsn(u64::MAX));
         // The files show no flush: what a pass went through to its end and found nothing in is all.
-        self.has_all = match flushed {
+        self.has_all = match reach.flushed {
             Some(flushed) => flushed <= shipper.durable(),
             None => shipper.durable() == had,
         };
-        self.tell_of_closed(&shipper, flushed);
+        self.tell_of_closed(&shipper, reach.flushed);
         self.say_how(&shipper, is_down);
         self.shipper = Some(shipper);
         Ok(true)
@@ -269,8 +269,7 @@ impl Ticker {
         self.awaits_flush = position.awaits_flush;
         let timeline = position.files.timeline();
         let (reach, is_down) = (position.reach, position.unasked);
-        let flushed = Some(reach.bound).filter(|bound| *bound != Lsn(u64::MAX));
-        (self.monitored.rpo).writes(&position.files, flushed, asked);
+        (self.monitored.rpo).writes(&position.files, reach.flushed, asked);
         if (self.shipper.as_ref()).is_some_and(|shipper| shipper.files().timeline() != timeline) {
             tracing::info!("the master is on timeline {timeline}");
             self.shipper = None;

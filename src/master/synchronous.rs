@@ -2,8 +2,9 @@
 //! Never keeps WAL, and never calls flushed what the receiver has not acknowledged as durable. Invariant: what is
 //! reported grows only by what was shipped over a connection that was begun after this one.
 //!
-//! The server sends WAL that it has flushed, as to any standby. Its bytes are dropped, since `pg_wal` has them;
-//! where they end starts a pass. What the pass has made durable goes back as written and flushed.
+//! The server sends WAL that it has flushed, as to any standby. Its bytes are dropped, since `pg_wal` has them. A pass
+//! begins when the kernel tells of a write to `pg_wal`, so that the standby's disk syncs while the master's does; and where
+//! the WAL that was sent ends behind what is durable. What both disks have goes back as written and flushed.
 //!
 //! # Why everything up to the reported position can be recovered on the standby's host
 //!
@@ -19,8 +20,11 @@
 //!    newest set (of its oldest segment, where there is no set) is there without a gap. Until it says so, the stream
 //!    reports a flushed position of 0, and the server waits for such a standby no more than for an absent one.
 //!    A shipper that begins anew beyond what it had acknowledged has to be told again.
-//! 5. A pass ends at the last whole record at or before the position that the server sent, and a commit waits for the
-//!    end of its record. So a commit that returned is whole on the standby's disk.
+//! 5. A pass ends at the last whole record that the files have, and a commit waits for the end of its record. So a
+//!    commit that returned is whole on the standby's disk.
+//! 6. A pass may ship records that the master has not flushed and that a crash of its host takes away; nobody was told of
+//!    them. They are no part of what is reported, which ends where the WAL ends that the server sent; and behind the crash
+//!    the receiver compares what it has with the files, as with any shipper. No segment is finished early before it is flushed.
 //!
 //! A keepalive is answered at once, by a task of its own, with what was reported last: a receiver that is slow costs
 //! no connection. Nothing is ever reported as applied, so `synchronous_commit = remote_apply` waits for ever.
@@ -58,6 +62,16 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 struct Reported {
     written: Lsn,
     flushed: Lsn,
+}
+
+impl Reported {
+    /// Nothing is said of WAL that the server has not sent.
+    fn up_to(self, end: Lsn) -> Reported {
+        Reported {
+            written: self.written.min(end),
+            flushed: self.flushed.min(end),
+        }
+    }
 }
 
 /// A server that streams to us.
@@ -274,6 +288,7 @@ async fn follow(
     mut reported: watch::Receiver<Reported>,
     watched: Arc<Watched>,
 ) -> Option<CommandError> {
+    let mut said_last = Reported::default();
     loop {
         let is_due = tokio::select! {
             said = stream.next() => {
@@ -298,10 +313,15 @@ async fn follow(
             },
             () = tokio::time::sleep(REPORT_INTERVAL) => true,
         };
-        let now = *reported.borrow_and_update();
-        watched.hears(*end.borrow(), now.flushed);
-        if is_due && let Err(error) = stream.report(now.written, now.flushed).await {
+        let ended = *end.borrow();
+        let now = reported.borrow_and_update().up_to(ended);
+        watched.hears(ended, now.flushed);
+        // What was shipped before the server sent it needs no pass.
+        if (is_due || now != said_last)
+            && let Err(error) = stream.report(now.written, now.flushed).await
+        {
             return Some(error);
         }
+        said_last = now;
     }
 }

@@ -1,5 +1,6 @@
 //! When a pass of the syncdaemon may begin before it is due: PostgreSQL has written WAL.
-//! Over time never more often than once in `loop_delay`, however much is written, but for the looks that await a flush, and
+//! Over time never more often than once in `loop_delay`, however much is written, but for the looks that await a flush and
+//! where commits wait for the standby, and
 //! never instead of the pass that is due: a file system that tells nothing costs only the delay.
 //! Invariant: what a pass has already looked at brings about no further one.
 //!
@@ -97,8 +98,13 @@ impl WalWatch {
     }
 
     /// Returns when a pass should begin, if one should. Nothing is lost when it is dropped: the
-    /// next pass that is due finds the same.
-    pub(super) async fn is_due(&mut self) {
+    /// next pass that is due finds the same. With `commits_wait` each write begins one.
+    pub(super) async fn is_due(&mut self, commits_wait: bool) {
+        if commits_wait {
+            self.writes.told().await;
+            self.written_at = Instant::now();
+            return;
+        }
         if let Some((at, waited)) = self.again {
             tokio::time::sleep_until(at.into()).await;
             self.waited = Some(waited);
@@ -129,7 +135,9 @@ mod tests {
     const LOOP_DELAY: Duration = Duration::from_millis(50);
 
     async fn comes(early: &mut WalWatch, within: Duration) -> bool {
-        tokio::time::timeout(within, early.is_due()).await.is_ok()
+        tokio::time::timeout(within, early.is_due(false))
+            .await
+            .is_ok()
     }
 
     #[tokio::test]
