@@ -7,6 +7,7 @@
 #
 #   ROUNDS=3     how often each way is run; they take turns
 #   MIB=1000     how large the cluster is
+#   CACHE=warm   leaves the page cache as it is, as for a backup an hour where memory has room for both
 #
 # The ways, each over TLS, ended when the set is sealed and its WAL archived. Before each run all is synced and the page
 # cache dropped, so that master and receiver read from the disk, as they do for a backup a day:

@@ -42,7 +42,8 @@ pub(crate) struct MasterReach {
     pub flushed: Option<Lsn>,
 }
 
-/// How far what is written may be ahead of what is flushed where commits wait: a pass has to end for them to be told.
+/// How far what is written may be ahead of what is flushed where commits wait: a pass has to end for them to be told. Never
+/// into the next segment: what a power cut takes from the master is then in the one that the standby compares first.
 const AHEAD_OF_FLUSH_BYTES: u64 = 1 << 20;
 
 impl MasterReach {
@@ -56,9 +57,14 @@ impl MasterReach {
     }
 
     /// With what is written behind that: it goes to the standby's disk while the master's takes it.
-    pub(crate) const fn written_behind(flushed: Lsn) -> MasterReach {
+    pub(crate) fn written_behind(flushed: Lsn, files: &WalFiles) -> MasterReach {
+        let segment = files.start(files.containing(flushed));
+        let segment_end = segment.0.saturating_add(files.segment_bytes());
         MasterReach {
-            bound: Lsn(flushed.0.saturating_add(AHEAD_OF_FLUSH_BYTES)),
+            bound: Lsn(flushed
+                .0
+                .saturating_add(AHEAD_OF_FLUSH_BYTES)
+                .min(segment_end)),
             ..MasterReach::flushed(flushed)
         }
     }

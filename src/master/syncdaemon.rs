@@ -230,7 +230,7 @@ impl Ticker {
         let ahead = match (self.shipper.take(), end) {
             (Some(shipper), Some(end)) => {
                 (self.monitored.rpo).writes(shipper.files(), Some(end), asked);
-                let reach = MasterReach::written_behind(end);
+                let reach = MasterReach::written_behind(end, shipper.files());
                 let is_down = false;
                 Some((shipper, PassReach { reach, is_down }))
             }
@@ -326,7 +326,8 @@ impl Ticker {
     /// The receiver answers.
     fn connected(&mut self, shipper: &Shipper) {
         let (files, from) = (shipper.files(), shipper.durable());
-        let (start, timeline) = (files.start(files.containing(from)), files.timeline());
+        let first = files.containing(from);
+        let (start, timeline) = (files.start(first), files.timeline());
         // A pass that broke off has told of none, however many segments it shipped whole.
         self.closed = match self.closed_on == Some(timeline) {
             true => self.closed.min(start),
@@ -334,7 +335,7 @@ impl Ticker {
         };
         self.closed_on = Some(timeline);
         if let Some(agent) = &self.agent {
-            agent.receiver_is_there();
+            agent.receiver_is_there(first);
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -134,15 +135,7 @@ impl ControlFiles {
             path: self.path("PROGRESS"),
             text: format!("{name} {}\n", std::process::id()),
         };
-        let mut noted = files::note(&progress.path, progress.text.as_bytes());
-        // One that another user's command left, in a folder that is ours.
-        if noted
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-        {
-            let removed = std::fs::remove_file(&progress.path);
-            noted = removed.and_then(|()| files::note(&progress.path, progress.text.as_bytes()));
-        }
+        let noted = files::note(&progress.path, progress.text.as_bytes());
         if let Err(error) = noted {
             tracing::debug!("write {}: {error}", progress.path.display());
         }
@@ -194,9 +187,15 @@ pub(crate) struct ProgressFile {
 impl Drop for ProgressFile {
     fn drop(&mut self) {
         // A note that stays names a process that is gone, and so does not count. Another standby's is its own to clear.
-        if matches!(read_control(&self.path), Ok(Some(text)) if text == self.text) {
-            let _ = files::note(&self.path, b"");
+        if !matches!(read_control(&self.path), Ok(Some(text)) if text == self.text) {
+            return;
         }
+        // Of one that is root's, the server's user could not learn that it names nothing.
+        let owner = |path: &Path| path.symlink_metadata().map(|found| found.uid()).ok();
+        let _ = match owner(&self.path) == self.path.parent().and_then(owner) {
+            true => files::note(&self.path, b""),
+            false => std::fs::remove_file(&self.path),
+        };
     }
 }
 

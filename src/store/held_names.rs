@@ -167,7 +167,8 @@ impl HeldNames {
         if check != format!("check {:08X}", crc32fast::hash(said)) {
             return None;
         }
-        let mut lines = before.lines();
+        // Not `lines`, which takes a `\r` at the end of a name away.
+        let mut lines = before.split('\n');
         if lines.next() != Some(HEAD) {
             return None;
         }

@@ -88,7 +88,7 @@ fn fault_280_an_index_says_what_a_listing_says_whoever_changes_the_folder() {
     let folder = scratch_folder();
     let (places, archive, looked_at, _kept) = kept_archive(folder.path());
     let at = |name: &str| places.completed_wals.join(name);
-    let steps: [&dyn Fn(); 7] = [
+    let steps: [&dyn Fn(); 8] = [
         &|| (4..40).for_each(|number| assert_stored(&archive, &segment(number, 7))),
         &|| fs::remove_file(at("000000010000000000000011")).unwrap(),
         &|| fs::write(at("000000020000000000000030"), b"by hand").unwrap(),
@@ -111,6 +111,7 @@ fn fault_280_an_index_says_what_a_listing_says_whoever_changes_the_folder() {
             rustix::fs::renameat_with(here, one, here, other, exchange).unwrap();
         },
         &|| fs::create_dir(at("a folder")).unwrap(),
+        &|| fs::write(at("by another system\r"), b"").unwrap(),
     ];
     for step in steps {
         step();

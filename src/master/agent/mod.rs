@@ -134,7 +134,14 @@ impl Agent {
     }
 
     /// The receiver answers again.
-    pub(super) fn receiver_is_there(&self) {
+    pub(super) fn receiver_is_there(&self, lacks: SegmentName) {
+        let is_lacking = |name| match name {
+            WalFileName::Segment(segment) => {
+                segment.timeline() == lacks.timeline() && segment >= lacks
+            }
+            _ => false,
+        };
+        self.shared.shelf().disprove(is_lacking);
         self.shared.is_there.notify_waiters();
     }
 }

@@ -1,6 +1,6 @@
 //! What was shipped and not asked for yet, what is under way, and what comes next.
-//! Never does IO. Invariant: a file is under way once at most, no more wait to be asked for than the settings say, and
-//! an answer is a receiver's proof for a file with this very stamp.
+//! Never does IO. Invariant: a file is under way once at most, no more wait to be asked for than the settings say but for
+//! those whose records are shipped, and an answer is a receiver's proof for a file with this very stamp.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -194,6 +194,11 @@ impl Shelf {
     pub(super) fn forget(&mut self, is_wanted: impl Fn(WalFileName) -> bool) {
         let is_asked = |proof: &Proof| proof.shipped_for == ShippedFor::Asker;
         (self.proofs).retain(|proof| is_asked(proof) || is_wanted(proof.name));
+    }
+
+    /// The receiver says that it lacks these, whatever it acknowledged: its archive is another one, or an older copy.
+    pub(super) fn disprove(&mut self, lacks: impl Fn(WalFileName) -> bool) {
+        self.proofs.retain(|proof| !lacks(proof.name));
     }
 
     fn begin(&mut self, name: WalFileName, shipped_for: ShippedFor) -> watch::Sender<()> {
@@ -407,5 +412,21 @@ mod tests {
         }
         assert_eq!(shelf.proofs.len(), ANSWERED_MAX);
         assert!(is_stored(&mut shelf, 100, 7));
+    }
+
+    #[test]
+    fn what_the_receiver_lacks_is_proven_no_more_and_finished_again() {
+        let mut shelf = Shelf::new(8);
+        for number in 1..=3 {
+            shelf.close(name(number));
+            let (begun, _done) = shelf.next(false).unwrap();
+            shelf.done(begun, Some(stored(number, 9)));
+        }
+        assert!(is_stored(&mut shelf, 3, 9));
+        shelf.disprove(|lacked| lacked >= name(2));
+        assert!(is_stored(&mut shelf, 1, 9));
+        shelf.close(name(2));
+        assert_eq!(shelf.first(false), Some(name(2)));
+        assert!(!is_stored(&mut shelf, 3, 9));
     }
 }
