@@ -55,6 +55,8 @@ pub fn give_back(disk: &Path) {
 pub struct LoopFs {
     device: Option<String>,
     mounted: bool,
+    /// The kernel writes no inode tables of its own accord, which would take what room there is below.
+    mount_options: &'static [&'static str],
     mount_point: PathBuf,
     _home: TempDir,
 }
@@ -97,6 +99,10 @@ impl LoopFs {
         let mut disk = LoopFs {
             device: Some(device.trim().to_owned()),
             mounted: false,
+            mount_options: match kind {
+                FileSystem::Ext4 | FileSystem::Ext4WithoutJournal => &["-o", "noinit_itable"],
+                FileSystem::Xfs => &[],
+            },
             mount_point: home.create_dir("mnt"),
             _home: home,
         };
@@ -186,6 +192,7 @@ impl LoopFs {
     fn mount(&mut self, options: &[&str]) -> Result<(), String> {
         let mut mount = Command::new("mount");
         run(mount
+            .args(self.mount_options)
             .args(options)
             .arg(self.device())
             .arg(&self.mount_point))?;
