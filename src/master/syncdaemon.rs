@@ -92,7 +92,7 @@ async fn serve(
         early.pass_ended(begun, durable != had, ticker.awaits_flush);
         let mut news = ticker.synchronous.news();
         let (streams, looks) = (news.is_some(), durable.is_some());
-        let next = match looks && !streams && ticker.has_all && !ticker.config.synchronous {
+        let next = match looks && ticker.has_all && !ticker.config.synchronous {
             true => early.due_behind(begun, next),
             false => next,
         };

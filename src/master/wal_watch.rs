@@ -1,7 +1,7 @@
 //! When a pass of the syncdaemon may begin before it is due: PostgreSQL has written WAL.
 //! Over time never more often than once in `loop_delay`, however much is written, but for the looks that await a flush and
-//! where commits wait for the standby, and
-//! never instead of the pass that is due: a file system that tells nothing costs only the delay.
+//! where commits wait for the standby, and never instead of the pass that is due: a file system that tells nothing costs
+//! only the delay.
 //! Invariant: what a pass has already looked at brings about no further one.
 //!
 //! The kernel tells of a write, not of the flush behind it. So a look at once may find nothing flushed: then it is

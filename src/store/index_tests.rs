@@ -111,7 +111,7 @@ fn fault_280_an_index_says_what_a_listing_says_whoever_changes_the_folder() {
             rustix::fs::renameat_with(here, one, here, other, exchange).unwrap();
         },
         &|| fs::create_dir(at("a folder")).unwrap(),
-        &|| fs::write(at("by another system\r"), b"").unwrap(),
+        &|| fs::write(at("0 of another system\r"), b"").unwrap(),
     ];
     for step in steps {
         step();
