@@ -513,17 +513,41 @@ fn a_standby_waits_for_a_file_and_gets_it_the_moment_it_is_stored() {
 }
 
 #[test]
-fn replay_leaves_the_folder_of_the_archive_as_it_is() {
+fn replay_goes_through_no_names_and_leaves_the_folder_of_the_archive_as_it_is() {
     let _user = skip_unless!(server_user());
+    let strace = skip_unless!(Strace::available())
+        .unprivileged()
+        .named()
+        .trace("getdents64,inotify_add_watch");
     let standby = Standby::new();
     let (name, next) = (standby.store(7), standby.store(8));
     standby.serves(&name);
     let archive = standby.site.completed_wals();
-    let changed = || fs::metadata(&archive).unwrap().modified().unwrap();
-    let before = changed();
-    standby.serves(&next);
+    let changed = |path: &Path| fs::metadata(path).and_then(|found| found.modified());
+    let before = changed(&archive).unwrap();
+    wait_for("the index of names", PATIENCE, || {
+        let noted = changed(&archive.join(".names/index")).ok()?;
+        (noted > before).then_some(())
+    });
     standby.lacks_at_once("00000002.history");
-    assert_eq!(changed(), before, "every name is read again");
+    // As a standby, so that the call waits for what is absent.
+    standby.signal_file("standby.signal");
+    for (name, exit) in [(next, 0), (standby.site.segment_name(9), 1)] {
+        let mut traced = strace.wrap(&standby.command(&name));
+        assert_eq!(Output::of(&mut traced).code, Some(exit));
+    }
+    assert_eq!(
+        changed(&archive).unwrap(),
+        before,
+        "every name is read again"
+    );
+    let (log, path) = (strace.log(), archive.display());
+    // For a watch the kernel goes through those it has in memory.
+    let of_archive = [format!("<{path}>"), format!("\"{path}\"")];
+    let through = log
+        .iter()
+        .find(|call| of_archive.iter().any(|it| call.contains(it)));
+    assert!(!log.is_empty() && through.is_none(), "{through:?}");
 }
 
 #[test]
