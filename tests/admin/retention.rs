@@ -213,6 +213,7 @@ fn fault_212_a_killed_expire_leaves_each_listed_set_whole() {
         "/p?write.*",
         "flock",
         "/rmdir.*",
+        "getdents64",
     ] {
         for count in 1..most {
             put_three(&scene, &spare);

@@ -115,6 +115,7 @@ fn kill_everywhere(words: &[&str]) {
         wreck.begin();
         let context = format!("{words:?} {call} {count}");
         if !wreck.killed_at(words, call, count) {
+            wreck.assert_ended(&context);
             assert_restored(&wreck, &context);
             continue;
         }

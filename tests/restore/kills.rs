@@ -138,7 +138,13 @@ impl Wreck {
             let (found, expected) = (without(&data, name), without(&self.spare, name));
             assert_eq!(found, expected, "{context}: {name}");
         }
-        assert!(!data.with_extension("restoring").exists(), "{context}");
+    }
+
+    /// The same, and nothing of the command's own is left beside it.
+    pub fn assert_ended(&self, context: &str) {
+        self.assert_complete(context);
+        let beside = self.scene.data().with_extension("restoring");
+        assert!(!beside.exists(), "{context}");
     }
 
     /// The same command finishes what it was killed in.
@@ -154,7 +160,7 @@ impl Wreck {
             "{context}: {}",
             again.stderr
         );
-        self.assert_complete(context);
+        self.assert_ended(context);
     }
 
     /// Kills the command once at each count of each call, and finishes it each time.
@@ -167,7 +173,7 @@ impl Wreck {
                 self.begin();
                 let context = format!("{words:?} {call} {count}");
                 if !self.killed_at(words, call, count) {
-                    self.assert_complete(&context);
+                    self.assert_ended(&context);
                     break;
                 }
                 self.judge(&context);
