@@ -249,7 +249,11 @@ fn fault_21_a_link_that_breaks_is_tried_again() {
             .build(),
     );
     let name = scene.store(3);
-    for at_byte in [0, 700, 5_000, 300_000] {
+    let before = scene.site.proxy().recordings().len();
+    scene.serves(&name);
+    let whole = scene.site.proxy().recordings().remove(before);
+    let bytes = whole.to_client.len() as u64;
+    for at_byte in [0, 700, bytes / 2, bytes * 3 / 4, bytes - 100] {
         let cut = (Direction::ToClient, Fault::Cut { at_byte });
         let reset = (Direction::ToClient, Fault::Reset { at_byte });
         for fault in [cut, reset] {
@@ -267,6 +271,33 @@ fn fault_21_a_link_that_breaks_is_tried_again() {
             scene.left_nothing();
         }
     }
+}
+
+#[test]
+fn fault_73_a_segment_that_travels_as_it_is_stored_is_whole_or_refused() {
+    let _user = skip_unless!(crate::support::place::server_user());
+    let scene = Scene::of(Site::builder().proxied().build());
+    let name = scene.store(3);
+    let path = scene.site.stored_path(&name);
+    let stored = fs::read(&path).unwrap();
+    let before = scene.site.proxy().recordings().len();
+    scene.serves(&name);
+    let sent = scene.site.proxy().recordings().remove(before).to_client;
+    // The certificate, and what the receiver says beside it.
+    let most = stored.len() + (8 << 10);
+    assert!(sent.len() < most, "{} of {}", sent.len(), stored.len());
+    for at in (0..stored.len()).step_by(stored.len() / 12) {
+        let mut flipped = stored.clone();
+        flipped[at] ^= 4;
+        fs::write(&path, flipped).unwrap();
+        scene.refuses(&name, &name);
+    }
+    // Sound by itself, and not what was acknowledged.
+    let other = scene.store(4);
+    fs::copy(scene.site.stored_path(&other), &path).unwrap();
+    scene.refuses(&name, &name);
+    fs::write(&path, stored).unwrap();
+    scene.serves(&name);
 }
 
 #[test]

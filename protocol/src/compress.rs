@@ -27,6 +27,19 @@ pub struct Block {
 }
 
 impl Block {
+    /// One that somebody has packed before, in this buffer.
+    pub fn of_packed(mut buffer: Vec<u8>, offset: u64, raw_bytes: u32, packed: &[u8]) -> Block {
+        buffer.clear();
+        buffer.resize(DATA_HEADROOM_BYTES, 0);
+        buffer.extend_from_slice(packed);
+        Block {
+            bytes: buffer,
+            offset,
+            raw_bytes,
+            zstd: true,
+        }
+    }
+
     /// Takes the buffer back, to be filled again.
     pub fn into_buffer(self) -> Vec<u8> {
         self.bytes
@@ -36,6 +49,11 @@ impl Block {
     pub fn payload(&self) -> &[u8] {
         &self.bytes[DATA_HEADROOM_BYTES..]
     }
+}
+
+/// The most bytes that so many may be packed to and travel packed.
+pub const fn worth_bytes(raw_bytes: usize) -> usize {
+    raw_bytes - raw_bytes.div_ceil(16)
 }
 
 /// Has `context` pack blocks at this level, whichever it had before.
@@ -96,7 +114,7 @@ impl Packer {
         let Some(context) = &mut self.context else {
             return false;
         };
-        let worth = raw_len - raw_len.div_ceil(16);
+        let worth = worth_bytes(raw_len);
         // Nothing is read of what is in there, and what is long enough already is not filled with zeros again.
         self.spare.resize(DATA_HEADROOM_BYTES + worth, 0);
         let packed = context.compress2(

@@ -8,12 +8,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use walmgr_protocol::compress::worth_bytes;
+
 use super::beside::{PACKED_SUFFIX, file_of};
 use super::checksums::{Checksums, KeptChecksum};
 use super::disk::read_full;
 use super::error::StoreError;
 use super::folder::Folder;
-use super::packed::{BlockUnpacker, ForeignUnpacker, PackedFault, SeekTable};
+use super::packed::{BlockUnpacker, ForeignUnpacker, PackedBlock, PackedFault, SeekTable};
 
 /// Enough of a file's end to know how much of it says what is in it.
 const END_BYTES: u64 = 16;
@@ -23,6 +25,14 @@ pub(super) struct FinishedFile {
     text: String,
     file: OwnedFd,
     form: StoredForm,
+}
+
+/// A piece of a finished file, for whoever unpacks it.
+pub(crate) enum StoredPiece<'a> {
+    /// Its bytes.
+    Raw(&'a [u8]),
+    /// What so many of its bytes were packed to.
+    Packed { frame: &'a [u8], raw_bytes: u32 },
 }
 
 /// How it is stored.
@@ -265,6 +275,48 @@ impl Folder {
         read.map_err(|fault| self.packed_damage(&file.text, &fault))
     }
 
+    /// Hands over the blocks of a packed file as they are stored, until `each` has seen enough; those that packing
+    /// saved little of are unpacked. Says of how many bytes they were made, and their CRC-32; `None` where it is not packed.
+    pub(super) fn read_packed(
+        &self,
+        file: &FinishedFile,
+        mut each: impl FnMut(StoredPiece<'_>) -> bool,
+    ) -> Result<Option<(u64, u32)>, StoreError> {
+        let StoredForm::Blocks(table) = &file.form else {
+            return Ok(None);
+        };
+        let damaged = |fault| self.packed_damage(&file.text, &fault);
+        let (mut unpacker, mut stored) = (BlockUnpacker::new(), Vec::new());
+        for block in &table.blocks {
+            let frame = self.read_block(file, block, &mut stored)?;
+            let raw_bytes = block.raw_bytes();
+            let is_enough = if frame.len() <= worth_bytes(raw_bytes as usize) {
+                block.check(frame).map_err(damaged)?;
+                !each(StoredPiece::Packed { frame, raw_bytes })
+            } else {
+                !each(StoredPiece::Raw(
+                    unpacker.unpack(block, frame).map_err(damaged)?,
+                ))
+            };
+            if is_enough {
+                break;
+            }
+        }
+        Ok(Some((table.raw_bytes, table.raw_crc32)))
+    }
+
+    /// What is stored of a block, as far as the file has it.
+    fn read_block<'a>(
+        &self,
+        file: &FinishedFile,
+        block: &PackedBlock,
+        stored: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], StoreError> {
+        stored.resize(block.bytes as usize, 0);
+        let read = self.read_exactly(file.handle(), &file.text, stored, block.offset_bytes)?;
+        Ok(&stored[..read])
+    }
+
     fn read_blocks(
         &self,
         file: &FinishedFile,
@@ -281,10 +333,8 @@ impl Folder {
             if ends_at <= from_bytes {
                 continue;
             }
-            stored.resize(block.bytes as usize, 0);
-            let read =
-                self.read_exactly(file.handle(), &file.text, &mut stored, block.offset_bytes)?;
-            let raw = match unpacker.unpack(block, &stored[..read]) {
+            let frame = self.read_block(file, block, &mut stored)?;
+            let raw = match unpacker.unpack(block, frame) {
                 Ok(raw) => raw,
                 Err(fault) => return Ok(Err(fault)),
             };

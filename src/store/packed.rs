@@ -82,6 +82,17 @@ impl PackedBlock {
     pub(super) const fn raw_bytes(&self) -> u32 {
         self.raw_bytes
     }
+
+    /// Whether these are the bytes that were stored.
+    pub(super) fn check(&self, stored: &[u8]) -> Result<(), PackedFault> {
+        match is_other(crc32fast::hash(stored), self.crc32) {
+            true => fault(format!(
+                "the block at its byte {} is damaged",
+                self.offset_bytes
+            )),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What stands behind the blocks.
@@ -249,9 +260,7 @@ impl BlockUnpacker {
         stored: &[u8],
     ) -> Result<&[u8], PackedFault> {
         let at = block.offset_bytes;
-        if is_other(crc32fast::hash(stored), block.crc32) {
-            return fault(format!("the block at its byte {at} is damaged"));
-        }
+        block.check(stored)?;
         self.unpack_exactly(stored, block.raw_bytes as usize)
             .map_err(|PackedFault(why)| PackedFault(format!("the block at its byte {at}: {why}")))
     }

@@ -74,6 +74,48 @@ fn a_segment_is_stored_packed_and_served_as_it_came() {
 }
 
 #[test]
+fn a_packed_segment_is_handed_over_as_it_is_stored() {
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let (archive, sample, other) = (packing(&places), segment(3, 7), segment(4, 9));
+    assert_stored(&archive, &sample);
+    assert_stored(&archive, &other);
+    let handed = |is_wanted: bool| {
+        let reader = ArchiveReader::open(&places.completed_wals, real()).unwrap();
+        let stored = reader.find(sample.name).unwrap().unwrap();
+        let (mut raw, mut packed) = (Vec::new(), 0);
+        let read = stored.read_as_stored(SegmentBefore::NotRead, |piece| {
+            match piece {
+                StoredPiece::Raw(bytes) => raw.extend_from_slice(bytes),
+                StoredPiece::Packed { frame, raw_bytes } => {
+                    packed += 1;
+                    let unpacked = zstd::bulk::decompress(frame, raw_bytes as usize).unwrap();
+                    assert_eq!(unpacked.len(), raw_bytes as usize);
+                    raw.extend(unpacked);
+                }
+            }
+            is_wanted
+        });
+        (read, raw, packed)
+    };
+    let whole = (sample.len(), sample.crc32());
+    let (read, raw, packed) = handed(true);
+    assert!(read.unwrap() == whole && raw == sample.bytes && packed > 1);
+    assert!(matches!(handed(false).0, Err(StoreError::Damaged { .. })));
+    // Sound by itself, and another than was stored.
+    let path = packed_path(&places, &sample);
+    let own = std::fs::read(&path).unwrap();
+    std::fs::copy(packed_path(&places, &other), &path).unwrap();
+    let read = handed(true).0;
+    assert!(matches!(read, Err(StoreError::Foreign { .. })), "{read:?}");
+    // What nobody has kept a word of is gone through as before.
+    std::fs::write(&path, own).unwrap();
+    std::fs::remove_dir_all(places.completed_wals.join(".checksums")).unwrap();
+    let (read, raw, packed) = handed(true);
+    assert!(read.unwrap() == whole && raw == sample.bytes && packed == 0);
+}
+
+#[test]
 fn identical_content_is_stored_already_whichever_form_it_has() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());

@@ -14,18 +14,18 @@ use std::time::{Duration, Instant};
 
 use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, RESTORE_POINTS_MAX, SMALL_FILE_BYTES_MAX};
 use walmgr_protocol::message::reach::{RecoveryEnd, TargetBound, TargetRange, TargetVerdict};
-use walmgr_protocol::names::{Lsn, WalFileName, WalSegmentSize};
+use walmgr_protocol::names::{Lsn, TimelineId, WalFileName, WalSegmentSize};
 
 use super::reader::{ArchiveReader, SegmentBefore};
 use super::route::{self, Route, Walked};
-use crate::error::{IoContext, Kind, Result};
+use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::pg::backup_history::BackupHistory;
 use crate::pg::backup_label::{BackupLabel, FROM_STANDBY};
 use crate::pg::control;
 use crate::pg::in_reach;
 use crate::pg::layout;
-use crate::pg::manifest::Scan;
+use crate::pg::manifest::{Scan, WalRange};
 use crate::pg::recovery::{RecoveryTarget, TargetTimeline};
 use crate::wal::commit::{
     RESTORE_POINT_BYTES_MAX, TIME_BYTES_MAX, commit_time_us, ends_prepared, is_restore_point,
@@ -73,6 +73,7 @@ impl<'a> RecoveryReach<'a> {
     ) -> Result<RecoveryReach<'a>> {
         let from = (label.first_segment.timeline(), label.start);
         let route = Route::find(archive, from, timeline)?;
+        check_backup_end(archive, set, label, &route)?;
         let met = (route.obstacles(label.start)).map_err(|error| route::failed(&error))?;
         let ended_by = in_reach::end_of(&met, loads_libraries);
         let end = route.led(label.start).end;
@@ -104,7 +105,7 @@ impl<'a> RecoveryReach<'a> {
         target: &RecoveryTarget,
         goes_on: &dyn Fn() -> bool,
     ) -> Result<TargetVerdict> {
-        let stop = backup_stop(self.archive, self.set, self.label);
+        let stop = backup_end(self.archive, self.set, self.label).map(|(_, stop)| stop);
         let search = Search {
             reach: self,
             stop: stop.unwrap_or(self.label.start),
@@ -286,20 +287,52 @@ fn untold(why: &str) -> TargetVerdict {
     TargetVerdict::Untold(why.to_owned())
 }
 
-/// Where a backup ended, if anything says so.
-fn backup_stop(archive: &ArchiveReader, set: &Path, label: &BackupLabel) -> Option<Lsn> {
+/// Whether a recovery of the set along this route meets the end of its backup, before which PostgreSQL opens nothing.
+pub(crate) fn check_backup_end(
+    archive: &ArchiveReader,
+    set: &Path,
+    label: &BackupLabel,
+    route: &Route<'_>,
+) -> Result<()> {
+    match backup_end(archive, set, label) {
+        Some(end) if !route.line().passes(end) => {
+            let name = set.file_name().unwrap_or_default().display();
+            let why = format!("{name} is of no use: {}", off_line(end, route));
+            Err(CommandError::retry(why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why a set is of no use along this route, as the rest of a sentence.
+pub(crate) fn off_line((timeline, stop): (TimelineId, Lsn), route: &Route<'_>) -> String {
+    let newest = route.line().newest_timeline();
+    format!(
+        "its backup ended at {stop} on timeline {timeline}, which timeline {newest} had left before that"
+    )
+}
+
+/// The timeline and the place where a backup ended, if anything says so.
+fn backup_end(
+    archive: &ArchiveReader,
+    set: &Path,
+    label: &BackupLabel,
+) -> Option<(TimelineId, Lsn)> {
     let made_on_standby = label.from.as_deref() == Some(FROM_STANDBY);
-    stop_in_manifest(set)
-        .or_else(|| history_of(archive, label)?.stop)
+    let of_range = |range: WalRange| (range.timeline, range.end);
+    let on_first = |stop| (label.first_segment.timeline(), stop);
+    (last_range_in_manifest(set).map(of_range))
+        .or_else(|| history_of(archive, label)?.stop.map(on_first))
         // The server had replayed up to there when the control file was copied, which is the last one.
         .or_else(|| {
             let control = control::read(set).ok().filter(|_| made_on_standby)?;
-            Some(control.min_recovery_point).filter(|lsn| *lsn > label.start)
+            let stop = Some(control.min_recovery_point).filter(|lsn| *lsn > label.start);
+            stop.map(on_first)
         })
 }
 
 /// The last of the WAL ranges of a `backup_manifest` ends where the backup did.
-fn stop_in_manifest(set: &Path) -> Option<Lsn> {
+fn last_range_in_manifest(set: &Path) -> Option<WalRange> {
     let path = set.join(layout::BACKUP_MANIFEST);
     let file = files::open_at_once(&path).ok()?;
     let mut file = file.take(MANIFEST_BYTES_MAX);
@@ -315,7 +348,7 @@ fn stop_in_manifest(set: &Path) -> Option<Lsn> {
         }
     };
     let range = range.inspect_err(|fault| tracing::warn!("{}: {fault}", path.display()));
-    range.ok()?.last_range.map(|range| range.end)
+    range.ok()?.last_range
 }
 
 /// What the archive's history file of a backup says, if there is one.

@@ -17,7 +17,7 @@ use super::binding::{Binding, Marker, MarkerRole};
 use super::checksums::{Checksums, KeptChecksum};
 use super::disk::{Disk, FileStat};
 use super::error::StoreError;
-use super::finished::FinishedFile;
+use super::finished::{FinishedFile, StoredPiece};
 use super::folder::Folder;
 use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
@@ -432,6 +432,58 @@ impl Stored {
         self.joined(read, before)
     }
 
+    /// The same, for whoever unpacks: a packed segment whose records all held when it was stored is handed over as it
+    /// is stored. Returns length and CRC-32 of the file, which whoever unpacks compares with what came of it.
+    ///
+    /// # Errors
+    /// As [`Stored::read_verified`].
+    pub(crate) fn read_as_stored(
+        &self,
+        before: SegmentBefore<'_>,
+        mut each: impl FnMut(StoredPiece<'_>) -> bool,
+    ) -> Result<(u64, u32), StoreError> {
+        if let Some(kept) = self.proven() {
+            let mut is_wanted = true;
+            let packed = self.folder.read_packed(&self.file, |piece| {
+                is_wanted = each(piece);
+                is_wanted
+            })?;
+            if !is_wanted {
+                return Err(self.not_read_on());
+            }
+            if let Some((len, crc32)) = packed {
+                self.check_kept(kept, (len, crc32))?;
+                self.joined(ReadOnce::proven(kept), before)?;
+                return Ok((len, crc32));
+            }
+        }
+        let (mut len, mut crc) = (0, crc32fast::Hasher::new());
+        self.read_verified(before, |bytes| {
+            len += bytes.len() as u64;
+            crc.update(bytes);
+            each(StoredPiece::Raw(bytes))
+        })?;
+        Ok((len, crc.finalize()))
+    }
+
+    fn not_read_on(&self) -> StoreError {
+        StoreError::Damaged {
+            name: self.name,
+            why: "it was not read to its end".to_owned(),
+        }
+    }
+
+    /// Whether this is what was stored.
+    fn check_kept(&self, kept: KeptChecksum, (len, crc32): (u64, u32)) -> Result<(), StoreError> {
+        let Some(why) = kept.contradicts(len, crc32) else {
+            return Ok(());
+        };
+        // Where it is damaged is what somebody will want to know.
+        self.read_alone(false, |_| true)?;
+        let name = self.name;
+        Err(StoreError::Damaged { name, why })
+    }
+
     /// What replay may not get past in it, the record that crosses its beginning included.
     fn joined(&self, read: ReadOnce, before: SegmentBefore<'_>) -> Result<Obstacles, StoreError> {
         let ReadOnce {
@@ -477,16 +529,10 @@ impl Stored {
             is_enough = !each(bytes);
             !is_enough
         })?;
-        let name = self.name;
         if is_enough && len < kept.len {
-            let why = "it was not read to its end".to_owned();
-            return Err(StoreError::Damaged { name, why });
+            return Err(self.not_read_on());
         }
-        if let Some(why) = kept.contradicts(len, crc.finalize()) {
-            // Where it is damaged is what somebody will want to know.
-            self.read_alone(false, |_| true)?;
-            return Err(StoreError::Damaged { name, why });
-        }
+        self.check_kept(kept, (len, crc.finalize()))?;
         Ok(ReadOnce::proven(kept))
     }
 

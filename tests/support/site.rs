@@ -394,7 +394,10 @@ impl Site {
                 set[member] = serde_json::Value::Null;
             }
         }
-        assert_eq!(of_master, sets);
+        for (of_master, set) in of_master.iter().zip(&sets) {
+            assert_eq!(of_master, set);
+        }
+        assert_eq!(of_master.len(), sets.len());
         sets
     }
 

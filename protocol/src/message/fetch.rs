@@ -169,7 +169,7 @@ pub struct SetDescription {
 pub struct GetFile {
     /// Its name.
     pub name: WalFileName,
-    /// zstd level of its blocks, 0 for none.
+    /// zstd level of its blocks, 0 for none; those that are stored packed travel as they are stored.
     pub compression: u8,
 }
 

@@ -1,6 +1,7 @@
 //! What is kept, read on its way back to the master.
 //! Never changes anything and never talks to the socket. Invariant: the end of an archived file is
-//! said only when all of it was found good: what was stored when each record was checked, or checked now.
+//! said only when all of it was found good: what was stored when each record was checked, or checked now. What travels as
+//! it is stored is compared here by the checksum of each block, and by the master by that of the whole file.
 //!
 //! A worker reads and packs into the few buffers that it is given, and gets each again once it was sent, so a
 //! slow master costs no memory. A backup set is held by a shared lock as long as its thread reads, so that no
@@ -9,7 +10,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use walmgr_protocol::compress::Packer;
+use walmgr_protocol::compress::{Block, Packer};
 use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, BLOCKS_IN_FLIGHT};
 use walmgr_protocol::message::fetch::{GetPages, GetSet, NotFound};
 use walmgr_protocol::message::{Error, ErrorCode};
@@ -26,7 +27,7 @@ use crate::receiver::worker::{FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
 use crate::store::sets::{HeldSet, SetError, Streamed};
-use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError};
+use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError, StoredPiece};
 
 /// How often an archive that changes at the wrong moment is looked at again.
 const LOOKS_MAX: usize = 10;
@@ -173,17 +174,37 @@ impl OutgoingBlocks<'_> {
         true
     }
 
+    /// Takes a piece of a file of the archive, as [`OutgoingBlocks::take`]. Only the file knows its checksum then.
+    fn take_stored(&mut self, piece: StoredPiece<'_>) -> bool {
+        let (frame, raw_bytes) = match piece {
+            StoredPiece::Raw(bytes) => return self.take(bytes),
+            StoredPiece::Packed { frame, raw_bytes } => (frame, raw_bytes),
+        };
+        if !self.flush() {
+            return false;
+        }
+        let Some(buffer) = self.buffer_for(u64::from(raw_bytes)) else {
+            return false;
+        };
+        let block = Block::of_packed(buffer, self.offset, raw_bytes, frame);
+        self.offset += u64::from(raw_bytes);
+        self.report(FetchReport::Block(block))
+    }
+
+    /// A buffer, when so many bytes may be sent; nothing when nobody wants them.
+    fn buffer_for(&mut self, raw_bytes: u64) -> Option<Vec<u8>> {
+        let is_wanted = || !self.buffers.is_closed();
+        let wait = |limit: &RateLimit| limit.take(raw_bytes, &is_wanted);
+        let may_be_sent = self.limits.into_iter().flatten().all(wait);
+        // There are so many buffers, so a slow peer makes this wait instead of filling memory.
+        may_be_sent.then(|| self.buffers.blocking_recv())?
+    }
+
     fn flush(&mut self) -> bool {
         if self.raw.is_empty() {
             return true;
         }
-        let is_wanted = || !self.buffers.is_closed();
-        let wait = |limit: &RateLimit| limit.take(self.raw.len() as u64, &is_wanted);
-        if !self.limits.into_iter().flatten().all(wait) {
-            return false;
-        }
-        // There are so many buffers, so a slow peer makes this wait instead of filling memory.
-        let Some(buffer) = self.buffers.blocking_recv() else {
+        let Some(buffer) = self.buffer_for(self.raw.len() as u64) else {
             return false;
         };
         let raw = &self.raw;
@@ -230,13 +251,16 @@ fn send_file(
             }
             let mut is_wanted = true;
             let begins = |segment| recoveries_begin_with(cluster, &archive, segment);
-            let read = stored.read_verified(SegmentBefore::ReadUnless(&begins), |bytes| {
-                is_wanted = blocks.take(bytes);
+            let read = stored.read_as_stored(SegmentBefore::ReadUnless(&begins), |piece| {
+                is_wanted = blocks.take_stored(piece);
                 is_wanted
             });
             return match (is_wanted, read) {
                 (false, _) => Ok(FetchEnd::Abandoned),
-                (true, Ok(_)) => Ok(FetchEnd::Whole),
+                (true, Ok((len, crc32))) => {
+                    blocks.crc = crc32fast::Hasher::new_with_initial_len(crc32, len);
+                    Ok(FetchEnd::Whole)
+                }
                 (true, Err(error)) => Err(of(error)),
             };
         }
