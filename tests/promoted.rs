@@ -220,3 +220,62 @@ fn fault_184_a_booted_standby_archives_by_its_promoted_ini() {
         assert_eq!(failed, "");
     }
 }
+
+/// A backup went on while the timeline was left that counts now: the set has pages that no WAL of the new one tells of.
+#[test]
+fn fault_298_a_set_that_ended_behind_the_branch_serves_nobody_on_the_new_timeline() {
+    for major in majors() {
+        let mut scene = scene(major);
+        scene.site.master_command(&["backup", "--full"]).succeed();
+        let listed = scene.site.listed_sets();
+        let start = listed[0]["start_lsn"].as_str().unwrap().to_owned();
+        assert_ne!(listed[0]["stop_lsn"], listed[0]["start_lsn"]);
+        let data = scene.site.data().to_path_buf();
+        scene.site.cluster_mut().stop(StopMode::Fast);
+        let lost = data.with_extension("lost");
+        fs::rename(&data, &lost).unwrap();
+        let words = ["restore", "data.master.0", data.to_str().unwrap()];
+        let target = ["--target-lsn", &start, "--target-action", "promote"];
+        let words = [&words[..], &target].concat();
+        scene.site.master_command(&words).succeed();
+        let server = scene.site.cluster_mut();
+        server.start();
+        wait_for("the server to open", PATIENCE, || {
+            (server.psql("SELECT pg_is_in_recovery()") == "f").then_some(())
+        });
+        wait_for("its history", PATIENCE, || {
+            let words = ["choose", "00000002.history", "--take"];
+            (scene.site.standby_command(&words).code == Some(0)).then_some(())
+        });
+        let server = scene.site.cluster();
+        server.psql("CREATE TABLE of_the_new_timeline AS SELECT generate_series(1, 100) AS n");
+        let name = server.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+        server.switch_wal();
+        let is_here = || scene.site.holds(&name).then_some(());
+        wait_for("a segment of the new timeline", PATIENCE, is_here);
+        let ended = "which timeline 2 had left before that";
+        let refused = scene.site.standby_command(&["restore", "-n"]);
+        assert!(refused.fail(1).contains(ended), "{refused:?}");
+        let words = ["-n", "restore", "data.master", data.to_str().unwrap()];
+        let refused = scene.site.master_command(&words);
+        assert!(refused.fail(1).contains(ended), "{refused:?}");
+        scene.site.standby_set("keep_backups", "1");
+        scene.site.standby_set("keep_minimum_age", "0");
+        let told = scene.site.standby_command(&["expire", "-n"]).succeed();
+        let stays = "would keep data.master.0: the last that restores to the end";
+        assert!(told.contains(stays), "{told}");
+        let verified = scene.site.standby_command(&["verify"]).stdout;
+        let named = verified.lines().filter(|line| line.contains(ended));
+        assert!(
+            named.count() == 1 && !verified.contains("data.master.0: it cannot"),
+            "{verified}"
+        );
+        let said = scene.site.master_command(&["backup"]).succeed();
+        assert!(
+            said.contains("incremental, built on data.master.0 "),
+            "{said}"
+        );
+        scene.site.standby_command(&["restore", "-n"]).succeed();
+        fs::remove_dir_all(lost).unwrap();
+    }
+}

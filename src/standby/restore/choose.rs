@@ -14,7 +14,7 @@ use crate::pg::in_reach::{self, TypedTarget};
 use crate::pg::recovery::{RecoveryTarget, TargetTimeline};
 use crate::standby::sets;
 use crate::store::sets::{BackupSets, HeldSet};
-use crate::store::{ArchiveReader, PartialEnd, RecoveryReach, Route, WantedSet};
+use crate::store::{ArchiveReader, PartialEnd, RecoveryReach, Route, WantedSet, check_backup_end};
 
 /// The set that was asked for, or the newest. The timeline that it is to follow has to come from
 /// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
@@ -40,6 +40,10 @@ pub(super) fn choose(
         }
     }
     let route = Route::within(archive, lineage, from, timeline)
+        .and_then(|route| {
+            check_backup_end(archive, held.path(), label, &route)?;
+            Ok(route)
+        })
         .map_err(|error| typed(restoring).astray(error))?;
     let met = (route.obstacles(from.1))
         .map_err(|error| CommandError::new(error.kind(), "read the archive").because(error))?;

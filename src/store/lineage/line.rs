@@ -89,6 +89,12 @@ impl TimelineLine {
         self.legs.iter().find(|leg| leg.timeline == timeline)
     }
 
+    /// Whether it leads through this place. A set whose backup ended elsewhere is of no use along it: PostgreSQL never
+    /// meets the end of that backup, and the set has pages that no WAL of this line tells of.
+    pub fn passes(&self, (timeline, lsn): (TimelineId, Lsn)) -> bool {
+        self.leg(timeline).is_some_and(|leg| lsn <= leg.end)
+    }
+
     /// The timeline that it ends on.
     pub fn newest_timeline(&self) -> TimelineId {
         let newest = self.legs.first();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::fetch::{MadeOn, SetDetails};
-use walmgr_protocol::names::{BackupName, Lsn};
+use walmgr_protocol::names::{BackupName, Lsn, TimelineId};
 
 use super::BackupSets;
 use super::condition::Condition;
@@ -46,6 +46,13 @@ pub struct SetEntry {
 }
 
 impl SetEntry {
+    /// The timeline and the place where its backup ended, as its manifest has it.
+    pub(crate) fn end_in_manifest(&self) -> Option<(TimelineId, Lsn)> {
+        self.manifest
+            .last_range
+            .map(|range| (range.timeline, range.end))
+    }
+
     /// What is known of it beside its label. Nothing is an error here: what is not known is not shown.
     pub fn details(&self, archive: Option<&ArchiveReader>) -> SetDetails {
         let Ok(label) = &self.label else {
@@ -70,7 +77,10 @@ impl SetEntry {
             size_bytes: Some(manifest.files_bytes).filter(|bytes| *bytes > 0),
             own_bytes: self.disk_use.and_then(|it| it.own_bytes),
             duration_s,
-            stop: (manifest.last_range.map(|range| range.end)).or(history.stop),
+            stop: self
+                .end_in_manifest()
+                .map(|(_, stop)| stop)
+                .or(history.stop),
             made_on,
         }
     }

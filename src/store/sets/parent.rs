@@ -21,6 +21,7 @@ use crate::pg::incremental_note;
 use crate::pg::listed::stored_path;
 use crate::pg::{control, layout, manifest};
 use crate::store::StoreError;
+use crate::store::lineage::TimelineLine;
 
 /// The note in `completed_wals` that an incremental backup would not have been what a full one is.
 const DIFFERS_NAME: &str = ".incremental.differs";
@@ -39,11 +40,12 @@ pub(crate) struct ParentOfSet {
 }
 
 impl BackupSets {
-    /// The newest set that a backup like this one can be built on, and otherwise why there is none. Every
-    /// `full_every`-th backup is built on none.
+    /// The newest set that a backup like this one, on a server that came along `line`, can be built on, and otherwise
+    /// why there is none. Every `full_every`-th backup is built on none.
     pub(crate) fn parent(
         &self,
         asked: &ParentRequest,
+        line: &TimelineLine,
         full_every: u32,
     ) -> Result<Result<ParentOfSet, String>, SetError> {
         if let Some(difference) = self.noted_difference()? {
@@ -62,7 +64,7 @@ impl BackupSets {
                     "{name} has damaged pages, as the master had: each page is read again"
                 )));
             }
-            match self.parent_in(set, asked) {
+            match self.parent_in(set, asked, line) {
                 Ok(parent) if full_every > 0 && parent.since_full >= full_every => {
                     return Ok(Err(format!(
                         "full_every = {full_every} makes this one full"
@@ -77,7 +79,13 @@ impl BackupSets {
         ))
     }
 
-    fn parent_in(&self, set: SetEntry, asked: &ParentRequest) -> Result<ParentOfSet, String> {
+    fn parent_in(
+        &self,
+        set: SetEntry,
+        asked: &ParentRequest,
+        line: &TimelineLine,
+    ) -> Result<ParentOfSet, String> {
+        let end = set.end_in_manifest();
         let label = set.label?;
         if let Some(why) = set.condition.refusal() {
             return Err(why.to_owned());
@@ -93,6 +101,24 @@ impl BackupSets {
             return Err(format!(
                 "it begins at {}, not before {}",
                 label.start, asked.start
+            ));
+        }
+        let timeline = label.first_segment.timeline();
+        if line.leg(timeline).is_none_or(|leg| leg.end < label.start) {
+            return Err(format!(
+                "timeline {} does not come from timeline {timeline} behind {}",
+                asked.timeline, label.start
+            ));
+        }
+        // What the other timeline changed behind that is in its pages, and no WAL of this line tells of it.
+        let has_own_end = match end {
+            Some(end) => line.passes(end),
+            None => timeline == asked.timeline,
+        };
+        if !has_own_end {
+            return Err(format!(
+                "timeline {} left timeline {timeline} before its backup had ended",
+                asked.timeline
             ));
         }
         let said = |error: SetError| error.to_string();
@@ -116,7 +142,6 @@ impl BackupSets {
         {
             return Err("its pages have other checksums, or its files other sizes".to_owned());
         }
-        let timeline = label.first_segment.timeline();
         let files = self.listed_files(&root, &set.name)?;
         let note = incremental_note::path().filter(|note| files.contains_key(note));
         let since_full = match note {

@@ -159,7 +159,10 @@ fn retained(
     let stop = reader.and_then(|reader| entry.details(Some(reader)).stop);
     let leads_on = |route: &Route<'_>| {
         let on_line = label.filter(|label| route.line().part_of(label.first_segment).is_some());
-        on_line.is_some_and(|label| route.gap(label.start).is_none())
+        let ends_on_it = entry
+            .end_in_manifest()
+            .is_none_or(|end| route.line().passes(end));
+        ends_on_it && on_line.is_some_and(|label| route.gap(label.start).is_none())
     };
     let sealed = jiff::Timestamp::from_millisecond(entry.sealed_ms).unwrap_or_default();
     RetainedSet {

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
-use walmgr_protocol::names::{BackupName, Lsn, RelativePath};
+use walmgr_protocol::names::{BackupName, Lsn, RelativePath, TimelineId};
 
 use super::BackupSets;
 use super::condition::{Condition, SMALL_FILES};
@@ -127,7 +127,7 @@ impl BackupSets {
     }
 
     /// Where the backup ended, as its manifest has it.
-    pub(in crate::store) fn backup_end(&self, set: &SetHere) -> Option<Lsn> {
+    pub(in crate::store) fn backup_end(&self, set: &SetHere) -> Option<(TimelineId, Lsn)> {
         let parent = &self.parent;
         let name = layout::BACKUP_MANIFEST;
         let file = parent
@@ -142,7 +142,7 @@ impl BackupSets {
         });
         read.ok()?;
         let scanned = fed.and_then(|()| scan.finish()).ok()?;
-        Some(scanned.last_range?.end)
+        scanned.last_range.map(|range| (range.timeline, range.end))
     }
 
     /// Reads the files of a set that are not remembered, and tells what is not as it was sealed.

@@ -399,9 +399,10 @@ impl VerifyRun<'_, '_> {
             return Ok(());
         };
         let wal = BackupWal::find(self.reader, ends, from, &self.wal.broken)?;
-        let stop = sets
+        let backup_end = sets
             .backup_end(set)
-            .or_else(|| history_of(self.reader, label)?.stop);
+            .or_else(|| Some((from.0, history_of(self.reader, label)?.stop?)));
+        let stop = backup_end.map(|(_, stop)| stop);
         (window.from, window.stop, window.end) = (Some(from), stop, wal.end());
         (window.first, window.last) = wal.window(stop.unwrap_or(from.1), &self.wal.commits);
         let needed = stop.unwrap_or(from.1);
@@ -412,6 +413,13 @@ impl VerifyRun<'_, '_> {
             );
             let remedy = "make a new backup";
             self.add_of_set(&set.name, true, why, remedy);
+        } else if let Some(why) = backup_end.and_then(|end| wal.off_line(end))
+            && sets.is_here(set)?
+        {
+            (window.first, window.last) = (None, None);
+            let why = format!("it cannot be recovered along the newest timeline: {why}");
+            let remedy = "make a new backup, or recover it along the timeline on which it was made";
+            self.add_of_set(&set.name, false, why, remedy);
         }
         Ok(())
     }

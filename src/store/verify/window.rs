@@ -9,6 +9,7 @@ use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use crate::store::error::StoreError;
 use crate::store::partial::PartialEnd;
+use crate::store::reach;
 use crate::store::reader::ArchiveReader;
 use crate::store::route::{Route, Walked};
 use crate::wal::commit::{CommitAt, CommitSpan, TIME_BYTES_MAX, commit_time_us, is_commit};
@@ -59,6 +60,11 @@ impl<'a> BackupWal<'a> {
     /// Up to where it leads.
     pub(super) const fn end(&self) -> Lsn {
         self.end
+    }
+
+    /// Why a set whose backup ended there is of no use along it, if it is not.
+    pub(super) fn off_line(&self, end: (TimelineId, Lsn)) -> Option<String> {
+        (!self.route.line().passes(end)).then(|| reach::off_line(end, &self.route))
     }
 
     /// The timelines that it follows.

@@ -28,15 +28,19 @@ pub(crate) fn choose(
 ) -> Result<Result<Incremental, String>, Error> {
     let ServedCluster { cluster, store } = served;
     let full_every = cluster.settings.borrow().full_every;
-    let parent = store.backups.sets()?.parent(asked, full_every);
+    let disk = || Arc::new(RealDisk);
+    let archive = ArchiveReader::open(&cluster.completed_wals, disk());
+    let archive = archive.map_err(|error| refusal::of(&error))?;
+    let lineage = archive.lineage(&[]);
+    let line = lineage
+        .map_err(|error| refusal::of(&error))?
+        .line_to(asked.timeline);
+    let parent = store.backups.sets()?.parent(asked, &line, full_every);
     let parent = match parent.map_err(|error| refusal::of_set(&error))? {
         Ok(parent) => parent,
         Err(why) => return Ok(Err(why)),
     };
     found(&parent);
-    let disk = || Arc::new(RealDisk);
-    let archive = ArchiveReader::open(&cluster.completed_wals, disk());
-    let archive = archive.map_err(|error| refusal::of(&error))?;
     let partials = PartialWals::open(&cluster.folders.partial_wals, disk()).ok();
     let stretch = MapStretch {
         from: (parent.timeline(), parent.start()),
