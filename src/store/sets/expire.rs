@@ -7,6 +7,7 @@ use std::path::Path;
 use walmgr_protocol::names::BackupName;
 
 use super::BackupSets;
+use super::condition::Condition;
 use super::error::SetError;
 use super::lock::{Lease, Mode, NamesLock, lock};
 use super::policy::{KeepReason, Keeping, SetDecision};
@@ -98,7 +99,15 @@ impl BackupSets {
     }
 
     fn is_pinned(&self, name: &BackupName) -> Result<bool, SetError> {
-        let opened = self.read_set(name).ok().flatten();
+        let opened = match self.read_set(name) {
+            Ok(opened) => opened,
+            // Whoever cannot read the label does not know whether it is pinned.
+            Err(Condition::Unreadable(why)) => {
+                let name = name.clone();
+                return Err(SetError::Damaged { name, why });
+            }
+            Err(_) => None,
+        };
         match opened.and_then(|opened| opened.label.ok()) {
             Some(label) => Ok(self.pin_of(&label)?.is_some()),
             None => Ok(false),

@@ -37,6 +37,9 @@ pub struct SetEntry {
     pub label: Result<BackupLabel, String>,
     /// When it got its label here, which seals it, in milliseconds since 1970 by this host's clock.
     pub sealed_ms: i64,
+    /// The same as its label's content has it: whoever moves an archive or changes its owner leaves that as it was, and
+    /// anybody can set it, so that it decides no more than in which week and month the set was made.
+    pub(crate) written_ms: i64,
     /// Whether it is good, as far as that is seen without reading all of it.
     pub condition: Condition,
     /// What it takes on the disk, as far as that was measured.
@@ -132,6 +135,7 @@ pub(super) struct OpenedSet {
     /// What it says, or why nobody can tell.
     pub(super) label: Result<BackupLabel, String>,
     pub(super) sealed_ms: i64,
+    written_ms: i64,
 }
 
 impl HeldSet {
@@ -218,6 +222,7 @@ impl BackupSets {
                         name,
                         label: Err(why),
                         sealed_ms: i64::MAX,
+                        written_ms: i64::MAX,
                         condition,
                         disk_use: None,
                         manifest: Scanned::default(),
@@ -240,6 +245,7 @@ impl BackupSets {
                 name,
                 label: set.label,
                 sealed_ms: set.sealed_ms,
+                written_ms: set.written_ms,
                 condition,
                 disk_use: uses.of(key),
                 manifest,
@@ -410,22 +416,27 @@ impl BackupSets {
             }
             Err(error) => return Err(unreadable("examine the label of", error)),
         };
-        let (label, sealed_ms) = match len {
-            Err(why) => (Err(why), i64::MAX),
-            Ok(len) if len > SMALL_FILE_BYTES_MAX => (Err(format!("it has {len} bytes")), i64::MAX),
+        let unknown_ms = (i64::MAX, i64::MAX);
+        let (label, (sealed_ms, written_ms)) = match len {
+            Err(why) => (Err(why), unknown_ms),
+            Ok(len) if len > SMALL_FILE_BYTES_MAX => {
+                (Err(format!("it has {len} bytes")), unknown_ms)
+            }
             Ok(_) => {
                 let stat = parent.disk.stat_at(root.as_fd(), layout::BACKUP_LABEL);
                 let stat = stat.map_err(|error| unreadable("examine the label of", error))?;
                 let bytes = self.read_small(root.as_fd(), &text, layout::BACKUP_LABEL);
                 let bytes = bytes.map_err(|error| Condition::Unreadable(error.to_string()))?;
                 let label = BackupLabel::parse(&bytes).map_err(|fault| fault.to_string());
-                (label, stat.changed_ms)
+                let written_ms = stat.modified_ns.div_euclid(1_000_000);
+                (label, (stat.changed_ms, written_ms.min(stat.changed_ms)))
             }
         };
         Ok(Some(OpenedSet {
             root,
             label,
             sealed_ms,
+            written_ms,
         }))
     }
 

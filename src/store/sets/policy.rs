@@ -137,7 +137,7 @@ pub(crate) struct RetainedSet {
     pub name: BackupName,
     /// When this host sealed it, in milliseconds since 1970.
     pub sealed_ms: i64,
-    /// The same on this host's calendar.
+    /// The day on which its label was written, on this host's calendar.
     pub day: Date,
     pub quality: SetQuality,
     /// Whether the WAL leads from it to the newest record without a gap.

@@ -164,11 +164,11 @@ fn retained(
             .is_none_or(|end| route.line().passes(end));
         ends_on_it && on_line.is_some_and(|label| route.gap(label.start).is_none())
     };
-    let sealed = jiff::Timestamp::from_millisecond(entry.sealed_ms).unwrap_or_default();
+    let written = jiff::Timestamp::from_millisecond(entry.written_ms).unwrap_or_default();
     RetainedSet {
         name: entry.name.clone(),
         sealed_ms: entry.sealed_ms,
-        day: sealed.to_zoned(jiff::tz::TimeZone::system()).date(),
+        day: written.to_zoned(jiff::tz::TimeZone::system()).date(),
         quality,
         leads_on: route.is_none_or(leads_on),
         pin: None,

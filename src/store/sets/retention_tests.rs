@@ -2,15 +2,20 @@
 //! Never waits for a clock. Invariant tested: what a set that stays needs is there, and what went is noted.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
 use walmgr_protocol::names::BackupName;
 
 use super::policy::{Keeping, PinnedWal};
 use super::purge_tests::{plant_set, plant_wal, segment_name, stored};
 use super::purged_note::PurgedStretches;
-use super::testing::{keep, lease, prepare, real_sets};
+use super::testing::{keep, lease, prepare, real_sets, sets};
 use super::{BackupSets, SetError, SetPin};
 use crate::store::testing::scratch_folder;
+use crate::store::testing::{FaultyDisk, Op};
+use crate::store::{Disk, RealDisk};
 
 fn pin(wal: PinnedWal) -> SetPin {
     SetPin {
@@ -162,4 +167,56 @@ fn fault_211_a_set_that_is_pinned_while_it_is_to_go_stays() {
     assert_eq!(sets.list().unwrap().len(), 3);
     let absent = sets.pin(&set_of(&sets, 7), &pin(PinnedWal::All));
     assert!(matches!(absent, Err(SetError::Absent { .. })));
+}
+
+#[test]
+fn fault_299_an_archive_that_moves_keeps_its_months() {
+    let folder = scratch_folder();
+    let sets = prepare_three(folder.path());
+    // As it is behind `cp -a`, `rsync -a` or `chown -R`: every inode was changed just now.
+    let month = Duration::from_secs(31 * 86_400);
+    for (number, name) in ["data.master", "data.master.0", "data.master.1"]
+        .iter()
+        .enumerate()
+    {
+        let label = folder.path().join(name).join("backup_label");
+        let label = std::fs::File::options().write(true).open(label).unwrap();
+        let made = SystemTime::now() - month * u32::try_from(number).unwrap();
+        label.set_modified(made).unwrap();
+    }
+    let keeping = Keeping {
+        monthly: 3,
+        ..keep(1)
+    };
+    assert_eq!(expire(&sets, keeping).0, []);
+    let keeping = Keeping {
+        monthly: 2,
+        ..keep(1)
+    };
+    assert_eq!(expire(&sets, keeping).0, [set_of(&sets, 1)]);
+    // A time to come is nobody's.
+    let label = folder.path().join("data.master.0/backup_label");
+    let label = std::fs::File::options().write(true).open(label).unwrap();
+    label.set_modified(SystemTime::now() + month * 40).unwrap();
+    assert_eq!(expire(&sets, keeping).0, []);
+}
+
+#[test]
+fn fault_299_a_set_whose_pin_cannot_be_read_stays() {
+    let folder = scratch_folder();
+    drop(prepare_three(folder.path()));
+    let disk = FaultyDisk::over(Arc::new(RealDisk));
+    let sets = sets(folder.path(), &(disk.clone() as Arc<dyn Disk>)).unwrap();
+    let oldest = set_of(&sets, 1);
+    let expired = sets.expire(&lease(&sets).unwrap(), keep(2), &mut |_| {
+        // Pinned while `archive_command` runs.
+        sets.pin(&oldest, &pin(PinnedWal::ToItsEnd)).unwrap();
+        disk.fail(Op::StatAt, 0, 1, Errno::IO);
+        Ok(())
+    });
+    assert!(
+        matches!(expired, Err(SetError::Damaged { .. })),
+        "{expired:?}"
+    );
+    assert!(folder.path().join("data.master.1/backup_label").exists());
 }
