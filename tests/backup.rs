@@ -8,6 +8,7 @@ mod incremental;
 mod interrupted;
 mod keeping;
 mod page_equal;
+mod power;
 pub(crate) mod rate;
 mod rules;
 mod sizes;

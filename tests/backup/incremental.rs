@@ -349,7 +349,7 @@ fn fault_209_a_full_disk_leaves_the_older_set_whole() {
 }
 
 /// The sets that whoever recovers may take; what was given up is named otherwise until it is gone.
-fn sealed(site: &Site) -> Vec<String> {
+pub(super) fn sealed(site: &Site) -> Vec<String> {
     let mut sets = beside(site);
     sets.retain(|name| match name.strip_prefix("data.master") {
         Some(number) => number.is_empty() || number[1..].parse::<u32>().is_ok(),
