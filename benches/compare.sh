@@ -11,10 +11,10 @@
 #
 # segment   one finished segment, the whole process: `xarchive`, `pgbackrest archive-push`, `rsync --fsync`
 # backlog   so many segments, drained by PostgreSQL's own archiver: without a syncdaemon, with one that has shipped none of
-#           them, and with one that shipped them as they were written; pgBackRest one by one and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
+#           them, and with one that shipped them as they were written, with the processor time of the whole machine; pgBackRest one by one and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
 # backup    a full backup: `backup --full`, `pgbackrest backup --type=full`, `pg_basebackup`, `rsync --fsync`
 # restore   into an empty directory: `restore`, `pgbackrest restore`, `cp -a` and sync
-# fetch     one segment handed out: `xrestore` on the standby, and over TLS on the master; `pgbackrest archive-get`, `cp`
+# fetch     one segment handed out: `xrestore` on the standby, of one that lies ready, and over TLS on the master; `pgbackrest archive-get`, `cp`
 # replay    by a warm standby, milliseconds a segment: `xrestore` with and without segments that lie ready, `pgbackrest archive-get`,
 #           one by one and asynchronous with two processes, `cp`
 # lag       from a record's flush until it is durable on the other side: `syncdaemon`, `pg_receivewal --synchronous`
@@ -157,13 +157,18 @@ drain() {
     sync
     drained "$1" "${#segments[@]}"
 }
+# busy: milliseconds of processor that everything on this machine has taken.
+busy() { awk -v hertz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) * 1000 / hertz }' /proc/stat; }
 # drained LABEL COUNT: from the moment the archiver may begin until nothing waits, milliseconds a segment.
 drained() {
-    local begun ended
+    local begun ended busy_before
+    busy_before=$(busy)
     begun=$(date +%s%N)
     sql -c 'SELECT pg_reload_conf()' >/dev/null
     wait_until_none "$status" .ready
     ended=$(date +%s%N)
+    awk -v label="$1" -v before="$busy_before" -v after="$(busy)" -v count="$2" -v OFS='\t' \
+        'BEGIN { print label, (after - before) / count }' >>"$place/busy"
     sql -c "ALTER SYSTEM SET archive_command = ''" -c 'SELECT pg_reload_conf()' >/dev/null
     printf '%s\t%s\t0\n' "$1" "$(((ended - begun) / 1000 / $2))" |
         awk -F '\t' -v OFS='\t' '{ $2 = $2 / 1000; print }' >>"$place/times"
@@ -285,7 +290,26 @@ fetch() {
             [[ -z $pgbackrest ]] || timed 'fetch pgbackrest lz4' env -C "$pgdata" $pgbackrest_line archive-get "$name" "$place/$to"
         done
         as_server rm -rf fetched
+        laid_ready
     done
+}
+# laid_ready: what the call before has laid ready is handed out, as to a server that asks for one segment behind the other.
+laid_ready() {
+    local name label=
+    as_server bash -c 'rm -rf laid; mkdir -p laid/pg_wal'
+    as_server cp "$pgdata/PG_VERSION" "$pgdata/postmaster.pid" laid/
+    for name in "${segments[@]}"; do
+        if [[ -n $label ]]; then
+            compgen -G "$place/laid/pg_wal/.walmgr/$name.*" >/dev/null || echo "$name does not lie ready" >&2
+            timed "$label" env -C "$place/laid" ../walmgr -q ../standby.ini xrestore "$name" pg_wal/RECOVERYXLOG
+        else
+            as_server env -C "$place/laid" ../walmgr -q ../standby.ini xrestore "$name" pg_wal/RECOVERYXLOG
+            label='fetch walmgr, laid ready'
+        fi
+        as_server rm -f laid/pg_wal/RECOVERYXLOG
+        sleep 0.3
+    done
+    as_server rm -rf laid
 }
 replay() {
     local round
@@ -342,4 +366,10 @@ sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' '
             print ""
         }
         print "backlog, replay: milliseconds a segment"
+    }'
+[[ ! -s $place/busy ]] || sort -t $'\t' -k 1,1 -k 2,2n "$place/busy" | awk -F '\t' '
+    { if (!($1 in n)) order[++labels] = $1; ms[$1, ++n[$1]] = $2 }
+    END {
+        printf "\n%-40s %5s %12s\n", "processor time of all this machine does", "n", "ms a segment"
+        for (i = 1; i <= labels; i++) printf "%-40s %5d %12.2f\n", order[i], n[order[i]], ms[order[i], int((n[order[i]] + 1) / 2)]
     }'
