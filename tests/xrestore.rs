@@ -513,7 +513,7 @@ fn a_standby_waits_for_a_file_and_gets_it_the_moment_it_is_stored() {
 }
 
 #[test]
-fn replay_goes_through_no_names_and_leaves_the_folder_of_the_archive_as_it_is() {
+fn replay_goes_through_no_names_and_leaves_the_archive_as_it_is() {
     let _user = skip_unless!(server_user());
     let strace = skip_unless!(Strace::available())
         .unprivileged()

@@ -21,7 +21,7 @@ use crate::standby::hold;
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// How soon a change of the archive is noted.
-const STEP: Duration = Duration::from_millis(10);
+pub(crate) const STEP: Duration = Duration::from_millis(10);
 
 /// A shutdown waits for its checkpoint, a start for replay to get consistent, or up to its target.
 pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
@@ -243,7 +243,7 @@ impl Asker {
 
 /// Notes that something changed in a directory, by the time of its last change.
 /// The kernel's own word (`inotify`) costs a walk over every name of the directory that it has in memory, which is a
-/// tenth of a second for a million, at each call.
+/// tenth of a second for a million, at each call. What somebody writes into a file in its place is not noted.
 #[derive(Debug)]
 pub(crate) struct Watch {
     folder: PathBuf,

@@ -567,7 +567,7 @@ impl RestoreCall<'_> {
         let begun = Instant::now();
         let mut changed = false;
         while begun.elapsed() < SECOND_LOOK && !(changed && begun.elapsed() > LOOK_PAUSE) {
-            // Our own PROGRESS is a change too, but of the time before.
+            // The first PROGRESS of an archive is a change too, but of the time before.
             changed |= self.wait(patience, SECOND_LOOK)? && begun.elapsed() > LOOK_PAUSE;
             if !self.is_waiting_standby(self.control.stop_for(self.asker.server())?) {
                 break;
