@@ -37,8 +37,8 @@ pub struct SetEntry {
     pub label: Result<BackupLabel, String>,
     /// When it got its label here, which seals it, in milliseconds since 1970 by this host's clock.
     pub sealed_ms: i64,
-    /// The same as its label's content has it: whoever moves an archive or changes its owner leaves that as it was, and
-    /// anybody can set it, so that it decides no more than in which week and month the set was made.
+    /// When its label was written, by the label's own time; never behind `sealed_ms`. Whoever moves an archive or changes
+    /// its owner leaves it as it was. Anybody can set it, so it decides no more than the set's week and month.
     pub(crate) written_ms: i64,
     /// Whether it is good, as far as that is seen without reading all of it.
     pub condition: Condition,

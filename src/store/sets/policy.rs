@@ -311,10 +311,14 @@ pub(crate) fn next_to_go(
     let today = sets.iter().find(|set| set.quality == SetQuality::Good)?;
     let mut sets = sets.to_vec();
     let (real, template) = (sets.len(), today.clone());
+    // The newest may be as old as it likes.
+    let today = jiff::Timestamp::from_millisecond(now_ms).unwrap_or_default();
+    let today = today.to_zoned(jiff::tz::TimeZone::system()).date();
+    let today = today.max(template.day);
     for days in 0..=NEXT_DAYS_MAX {
         let now_ms = now_ms.saturating_add(i64::from(days) * DAY_MS);
         if days > 0 {
-            let day = template.day.saturating_add(jiff::Span::new().days(days));
+            let day = today.saturating_add(jiff::Span::new().days(days));
             sets.insert(
                 0,
                 RetainedSet {

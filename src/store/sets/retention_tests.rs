@@ -189,16 +189,17 @@ fn fault_299_an_archive_that_moves_keeps_its_months() {
         ..keep(1)
     };
     assert_eq!(expire(&sets, keeping).0, []);
+    // A time to come is nobody's.
+    let label = folder.path().join("data.master/backup_label");
+    let label = std::fs::File::options().write(true).open(label).unwrap();
+    label.set_modified(SystemTime::now() + month * 40).unwrap();
+    let newest = &sets.list().unwrap()[0];
+    assert!(newest.written_ms == newest.sealed_ms);
     let keeping = Keeping {
         monthly: 2,
         ..keep(1)
     };
     assert_eq!(expire(&sets, keeping).0, [set_of(&sets, 1)]);
-    // A time to come is nobody's.
-    let label = folder.path().join("data.master.0/backup_label");
-    let label = std::fs::File::options().write(true).open(label).unwrap();
-    label.set_modified(SystemTime::now() + month * 40).unwrap();
-    assert_eq!(expire(&sets, keeping).0, []);
 }
 
 #[test]
