@@ -97,7 +97,7 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("push_timeout", Master, time(DAY), "60s", "Maximum run time of xarchive, from its start to the acknowledgement.")
         .defaults().added(),
-    key("compression", Master, Integer(0, limits::ZSTD_LEVEL_MAX as u64), "1", "zstd level of the data on the network, 0 for none. Unset: segments travel as the standby stores them, and back to the master they always do.")
+    key("compression", Master, Integer(0, limits::ZSTD_LEVEL_MAX as u64), "1", "zstd level of the data on the network, 0 for none. Unset: segments travel as the standby stores them.")
         .clamped(),
     key("block_size", Master, Size(limits::BLOCK_BYTES_MIN as u64, limits::BLOCK_BYTES_MAX as u64), "256kB", "Size of one block on the network.")
         .defaults().added(),

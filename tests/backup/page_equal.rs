@@ -332,7 +332,10 @@ fn take(data: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
 /// and those of a BRIN index that say where a range of blocks has its summary.
 fn is_whole(path: &Path, page: &[u8]) -> bool {
     const BRIN_REVMAP: [u8; 2] = 0xF092_u16.to_le_bytes();
-    path.to_str().unwrap().contains("_vm") || page[PAGE - 2..] == BRIN_REVMAP
+    // Without the place of its special bytes these two may be anything.
+    const SPECIAL: [u8; 2] = (PAGE as u16 - 8).to_le_bytes();
+    path.to_str().unwrap().contains("_vm")
+        || (page[PAGE - 2..] == BRIN_REVMAP && page[16..18] == SPECIAL)
 }
 
 /// A page without what two good copies may differ in; one behind the end is empty.

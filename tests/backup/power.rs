@@ -71,11 +71,11 @@ fn verify_all(site: &Site) {
 }
 
 #[test]
-fn fault_209_power_cuts_below_an_incremental_backup_leave_each_set_whole_on_xfs() {
+fn fault_209_power_cuts_below_an_incremental_backup_keep_all_sets_on_xfs() {
     cut_everywhere(FileSystem::Xfs);
 }
 
 #[test]
-fn fault_209_power_cuts_below_an_incremental_backup_leave_each_set_whole_on_ext4() {
+fn fault_209_power_cuts_below_an_incremental_backup_keep_all_sets_on_ext4() {
     cut_everywhere(FileSystem::Ext4);
 }
