@@ -223,7 +223,7 @@ fn fault_184_a_booted_standby_archives_by_its_promoted_ini() {
 
 /// A backup went on while the timeline was left that counts now: the set has pages that no WAL of the new one tells of.
 #[test]
-fn fault_298_a_set_that_ended_behind_the_branch_serves_nobody_on_the_new_timeline() {
+fn fault_298_a_set_that_ended_behind_the_branch_serves_nobody_on_it() {
     for major in majors() {
         let mut scene = scene(major);
         scene.site.master_command(&["backup", "--full"]).succeed();
@@ -256,6 +256,11 @@ fn fault_298_a_set_that_ended_behind_the_branch_serves_nobody_on_the_new_timelin
         let ended = "which timeline 2 had left before that";
         let refused = scene.site.standby_command(&["restore", "-n"]);
         assert!(refused.fail(1).contains(ended), "{refused:?}");
+        let old = ["restore", "-n", "--target-timeline", "1"];
+        scene.site.standby_command(&old).succeed();
+        let status = scene.site.standby_command(&["status"]).stdout;
+        let told = "warning: data.master can be recovered only up to 0/";
+        assert!(status.contains(told), "{status}");
         let words = ["-n", "restore", "data.master", data.to_str().unwrap()];
         let refused = scene.site.master_command(&words);
         assert!(refused.fail(1).contains(ended), "{refused:?}");
@@ -265,6 +270,10 @@ fn fault_298_a_set_that_ended_behind_the_branch_serves_nobody_on_the_new_timelin
         let stays = "would keep data.master.0: the last that restores to the end";
         assert!(told.contains(stays), "{told}");
         let verified = scene.site.standby_command(&["verify"]).stdout;
+        assert!(
+            verified.contains("  data.master: cannot be restored"),
+            "{verified}"
+        );
         let named = verified.lines().filter(|line| line.contains(ended));
         assert!(
             named.count() == 1 && !verified.contains("data.master.0: it cannot"),

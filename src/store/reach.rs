@@ -297,7 +297,11 @@ pub(crate) fn check_backup_end(
     match backup_end(archive, set, label) {
         Some(end) if !route.line().passes(end) => {
             let name = set.file_name().unwrap_or_default().display();
-            let why = format!("{name} is of no use: {}", off_line(end, route));
+            let why = format!(
+                "{name} is of no use: {}; an older set, or --target-timeline {}, leads on",
+                off_line(end, route),
+                end.0
+            );
             Err(CommandError::retry(why))
         }
         _ => Ok(()),

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walmgr_protocol::limits::OVERVIEW_SETS_MAX;
 use walmgr_protocol::message::overview::{Overview, SetReach, SetStanding};
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::binding::{Binding, Marker, MarkerRole};
 use super::damage::Damage;
@@ -330,10 +330,11 @@ impl<'a> SurveyedRoute<'a> {
         Ok(Some(SurveyedRoute { route, ends }))
     }
 
-    /// Up to where one gets that begins with this label; not behind its beginning on another timeline.
-    fn reaches(&self, label: &BackupLabel) -> Lsn {
-        let start = label.start;
-        if self.route.line().part_of(label.first_segment).is_none() {
+    /// Up to where one gets that begins with this label, of a backup that ended there if that is known; not behind its
+    /// beginning where the newest timeline left its own before that.
+    fn reaches(&self, label: &BackupLabel, end: Option<(TimelineId, Lsn)>) -> Lsn {
+        let (line, start) = (self.route.line(), label.start);
+        if !line.passes_backup((label.first_segment.timeline(), start), end) {
             return start;
         }
         let end = self.route.led(start).end;
@@ -390,10 +391,11 @@ fn fit_to_recover(entry: &SetEntry, has_newer_good: bool) -> Result<(), String> 
 
 fn standing(entry: SetEntry, folder: &Path, recovery: Option<&SurveyedRoute<'_>>) -> SetStanding {
     let name = entry.name.to_string();
+    let end = entry.end_in_manifest();
     let reach = entry.label.and_then(|label| {
         // The label has the time in words, in the server's time zone; this is the same moment.
         let control = control::read(&folder.join(&name)).map_err(|error| error.to_string())?;
-        let reaches = recovery.map_or(label.start, |recovery| recovery.reaches(&label));
+        let reaches = recovery.map_or(label.start, |recovery| recovery.reaches(&label, end));
         Ok(SetReach {
             timestamp: label.start_time,
             age_ms: age_ms(control.checkpoint_time_s.saturating_mul(1_000)),

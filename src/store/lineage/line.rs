@@ -95,6 +95,11 @@ impl TimelineLine {
         self.leg(timeline).is_some_and(|leg| lsn <= leg.end)
     }
 
+    /// Whether it leads through a backup, whose end may not be known.
+    pub fn passes_backup(&self, start: (TimelineId, Lsn), end: Option<(TimelineId, Lsn)>) -> bool {
+        self.passes(start) && end.is_none_or(|end| self.passes(end))
+    }
+
     /// The timeline that it ends on.
     pub fn newest_timeline(&self) -> TimelineId {
         let newest = self.legs.first();

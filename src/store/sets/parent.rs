@@ -106,20 +106,21 @@ impl BackupSets {
         let timeline = label.first_segment.timeline();
         if line.leg(timeline).is_none_or(|leg| leg.end < label.start) {
             return Err(format!(
-                "timeline {} does not come from timeline {timeline} behind {}",
+                "nothing in the archive says that timeline {} comes from timeline {timeline} behind {}",
                 asked.timeline, label.start
             ));
         }
         // What the other timeline changed behind that is in its pages, and no WAL of this line tells of it.
-        let has_own_end = match end {
-            Some(end) => line.passes(end),
-            None => timeline == asked.timeline,
-        };
-        if !has_own_end {
-            return Err(format!(
-                "timeline {} left timeline {timeline} before its backup had ended",
-                asked.timeline
-            ));
+        match end {
+            Some(end) if line.passes(end) => {}
+            None if timeline == asked.timeline => {}
+            Some((timeline, stop)) => {
+                return Err(format!(
+                    "its backup ended at {stop} on timeline {timeline}, which timeline {} had left before that",
+                    asked.timeline
+                ));
+            }
+            None => return Err("nothing says where its backup ended".to_owned()),
         }
         let said = |error: SetError| error.to_string();
         let held = self.hold(&set.name).map_err(said)?;

@@ -159,10 +159,13 @@ fn retained(
     let stop = reader.and_then(|reader| entry.details(Some(reader)).stop);
     let leads_on = |route: &Route<'_>| {
         let on_line = label.filter(|label| route.line().part_of(label.first_segment).is_some());
-        let ends_on_it = entry
-            .end_in_manifest()
-            .is_none_or(|end| route.line().passes(end));
-        ends_on_it && on_line.is_some_and(|label| route.gap(label.start).is_none())
+        on_line.is_some_and(|label| {
+            let timeline = label.first_segment.timeline();
+            let end = entry.end_in_manifest();
+            let end = end.or_else(|| stop.map(|stop| (timeline, stop)));
+            let passes = (route.line()).passes_backup((timeline, label.start), end);
+            passes && route.gap(label.start).is_none()
+        })
     };
     let written = jiff::Timestamp::from_millisecond(entry.written_ms).unwrap_or_default();
     RetainedSet {

@@ -94,6 +94,7 @@ pub(crate) fn verify(
         memory,
         findings: VerifyFindings::to(each),
         report: VerifyReport::default(),
+        has_newer_that_leads_on: false,
     };
     run.run()
 }
@@ -154,6 +155,8 @@ struct VerifyRun<'a, 'each> {
     memory: VerifyMemory,
     findings: VerifyFindings<'each>,
     report: VerifyReport,
+    /// Whether a whole set that was looked at before leads to the newest record.
+    has_newer_that_leads_on: bool,
 }
 
 /// A hole, and the sets whose recovery ends there.
@@ -406,21 +409,31 @@ impl VerifyRun<'_, '_> {
         (window.from, window.stop, window.end) = (Some(from), stop, wal.end());
         (window.first, window.last) = wal.window(stop.unwrap_or(from.1), &self.wal.commits);
         let needed = stop.unwrap_or(from.1);
-        if wal.end() < needed && sets.is_here(set)? {
-            let end = wal.end();
-            let why = format!(
-                "it cannot be recovered: its WAL ends at {end}, and the backup ended at {needed}"
-            );
-            let remedy = "make a new backup";
-            self.add_of_set(&set.name, true, why, remedy);
-        } else if let Some(why) = backup_end.and_then(|end| wal.off_line(end))
-            && sets.is_here(set)?
-        {
-            (window.first, window.last) = (None, None);
-            let why = format!("it cannot be recovered along the newest timeline: {why}");
-            let remedy = "make a new backup, or recover it along the timeline on which it was made";
-            self.add_of_set(&set.name, false, why, remedy);
+        let off_line = backup_end.and_then(|end| wal.off_line(end));
+        if let Some((left_at, _)) = &off_line {
+            (window.end, window.first, window.last) = (*left_at, None, None);
         }
+        let leads_on = off_line.is_none() && wal.end() >= needed;
+        if !leads_on && sets.is_here(set)? {
+            let end = wal.end();
+            let (is_critical, why, remedy) = match off_line {
+                // More WAL never helps it.
+                Some((_, why)) => (
+                    !self.has_newer_that_leads_on,
+                    format!("it cannot be recovered along the newest timeline: {why}"),
+                    "make a new backup, or recover it with --target-timeline",
+                ),
+                None => (
+                    true,
+                    format!(
+                        "it cannot be recovered: its WAL ends at {end}, and the backup ended at {needed}"
+                    ),
+                    "make a new backup",
+                ),
+            };
+            self.add_of_set(&set.name, is_critical, why, remedy);
+        }
+        self.has_newer_that_leads_on |= leads_on && window.damaged_files == 0;
         Ok(())
     }
 

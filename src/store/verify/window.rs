@@ -62,9 +62,11 @@ impl<'a> BackupWal<'a> {
         self.end
     }
 
-    /// Why a set whose backup ended there is of no use along it, if it is not.
-    pub(super) fn off_line(&self, end: (TimelineId, Lsn)) -> Option<String> {
-        (!self.route.line().passes(end)).then(|| reach::off_line(end, &self.route))
+    /// Where it left the timeline of a backup that ended there, and why that is of no use then; nothing where it is.
+    pub(super) fn off_line(&self, end: (TimelineId, Lsn)) -> Option<(Lsn, String)> {
+        let line = self.route.line();
+        let left_at = line.leg(end.0).map_or(Lsn(0), |leg| leg.end);
+        (!line.passes(end)).then(|| (left_at, reach::off_line(end, &self.route)))
     }
 
     /// The timelines that it follows.

@@ -31,10 +31,10 @@ pub(crate) fn choose(
     let disk = || Arc::new(RealDisk);
     let archive = ArchiveReader::open(&cluster.completed_wals, disk());
     let archive = archive.map_err(|error| refusal::of(&error))?;
-    let lineage = archive.lineage(&[]);
-    let line = lineage
-        .map_err(|error| refusal::of(&error))?
-        .line_to(asked.timeline);
+    let line = match archive.lineage(&[]) {
+        Ok(lineage) => lineage.line_to(asked.timeline),
+        Err(why) => return Ok(Err(format!("what changed cannot be told: {why}"))),
+    };
     let parent = store.backups.sets()?.parent(asked, &line, full_every);
     let parent = match parent.map_err(|error| refusal::of_set(&error))? {
         Ok(parent) => parent,
