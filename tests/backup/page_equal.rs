@@ -333,7 +333,7 @@ fn take(data: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
 fn is_whole(path: &Path, page: &[u8]) -> bool {
     const BRIN_REVMAP: [u8; 2] = 0xF092_u16.to_le_bytes();
     // Without the place of its special bytes these two may be anything.
-    const SPECIAL: [u8; 2] = (PAGE as u16 - 8).to_le_bytes();
+    const SPECIAL: [u8; 2] = 8184_u16.to_le_bytes();
     path.to_str().unwrap().contains("_vm")
         || (page[PAGE - 2..] == BRIN_REVMAP && page[16..18] == SPECIAL)
 }
