@@ -75,6 +75,13 @@ pub struct WalRange {
     pub end: Lsn,
 }
 
+impl WalRange {
+    /// The timeline and the place where it ends.
+    pub fn ends_at(&self) -> (TimelineId, Lsn) {
+        (self.timeline, self.end)
+    }
+}
+
 /// Writes a manifest, an entry after the other.
 pub struct ManifestWriter<W> {
     out: W,

@@ -16,6 +16,7 @@ use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, RESTORE_POINTS_MAX, SMALL_FILE
 use walmgr_protocol::message::reach::{RecoveryEnd, TargetBound, TargetRange, TargetVerdict};
 use walmgr_protocol::names::{Lsn, TimelineId, WalFileName, WalSegmentSize};
 
+use super::lineage::TimelineLine;
 use super::reader::{ArchiveReader, SegmentBefore};
 use super::route::{self, Route, Walked};
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -43,12 +44,13 @@ const MANIFEST_PIECE_BYTES: usize = 64 << 10;
 
 /// The WAL that a set can be recovered with.
 pub(crate) struct RecoveryReach<'a> {
-    archive: &'a ArchiveReader,
     set: &'a Path,
     label: &'a BackupLabel,
     route: Route<'a>,
     end: Lsn,
     met: Vec<Met>,
+    /// Where the backup ended, if anything says so.
+    stop: Option<Lsn>,
     /// What ends it before the archive does.
     ended_by: Option<RecoveryEnd>,
 }
@@ -73,17 +75,17 @@ impl<'a> RecoveryReach<'a> {
     ) -> Result<RecoveryReach<'a>> {
         let from = (label.first_segment.timeline(), label.start);
         let route = Route::find(archive, from, timeline)?;
-        check_backup_end(archive, set, label, &route)?;
+        let backup_end = check_backup_end(archive, set, label, &route)?;
         let met = (route.obstacles(label.start)).map_err(|error| route::failed(&error))?;
         let ended_by = in_reach::end_of(&met, loads_libraries);
         let end = route.led(label.start).end;
         Ok(RecoveryReach {
-            archive,
             set,
             label,
             end: ended_by.map_or(end, |it| it.lsn.min(end)),
             route,
             met,
+            stop: backup_end.map(|(_, stop)| stop),
             ended_by,
         })
     }
@@ -105,10 +107,9 @@ impl<'a> RecoveryReach<'a> {
         target: &RecoveryTarget,
         goes_on: &dyn Fn() -> bool,
     ) -> Result<TargetVerdict> {
-        let stop = backup_end(self.archive, self.set, self.label).map(|(_, stop)| stop);
         let search = Search {
             reach: self,
-            stop: stop.unwrap_or(self.label.start),
+            stop: self.stop.unwrap_or(self.label.start),
             goes_on,
         };
         match target {
@@ -119,14 +120,14 @@ impl<'a> RecoveryReach<'a> {
             }
             RecoveryTarget::Xid(xid, _) => search.judge_xid(*xid),
             RecoveryTarget::Name(name) => search.judge_name(name),
-            RecoveryTarget::Consistent => Ok(self.judge_consistent(stop)),
+            RecoveryTarget::Consistent => Ok(self.judge_consistent()),
         }
         .at(Kind::Retry, "read the archive for", self.set)
     }
 
     /// PostgreSQL ends as soon as it has replayed what was written while the backup was made.
-    fn judge_consistent(&self, stop: Option<Lsn>) -> TargetVerdict {
-        let Some(stop) = stop else {
+    fn judge_consistent(&self) -> TargetVerdict {
+        let Some(stop) = self.stop else {
             return untold("nothing says where the backup ended");
         };
         if self.end >= stop {
@@ -287,30 +288,31 @@ fn untold(why: &str) -> TargetVerdict {
     TargetVerdict::Untold(why.to_owned())
 }
 
-/// Whether a recovery of the set along this route meets the end of its backup, before which PostgreSQL opens nothing.
+/// Whether a recovery of the set along this route meets the end of its backup, before which PostgreSQL opens nothing;
+/// where that is, if anything says so.
 pub(crate) fn check_backup_end(
     archive: &ArchiveReader,
     set: &Path,
     label: &BackupLabel,
     route: &Route<'_>,
-) -> Result<()> {
+) -> Result<Option<(TimelineId, Lsn)>> {
     match backup_end(archive, set, label) {
         Some(end) if !route.line().passes(end) => {
             let name = set.file_name().unwrap_or_default().display();
             let why = format!(
                 "{name} is of no use: {}; an older set, or --target-timeline {}, leads on",
-                off_line(end, route),
+                off_line(end, route.line()),
                 end.0
             );
             Err(CommandError::retry(why))
         }
-        _ => Ok(()),
+        end => Ok(end),
     }
 }
 
-/// Why a set is of no use along this route, as the rest of a sentence.
-pub(crate) fn off_line((timeline, stop): (TimelineId, Lsn), route: &Route<'_>) -> String {
-    let newest = route.line().newest_timeline();
+/// Why a set whose backup ended there is of no use along this line, as the rest of a sentence.
+pub(crate) fn off_line((timeline, stop): (TimelineId, Lsn), line: &TimelineLine) -> String {
+    let newest = line.newest_timeline();
     format!(
         "its backup ended at {stop} on timeline {timeline}, which timeline {newest} had left before that"
     )
@@ -323,9 +325,8 @@ fn backup_end(
     label: &BackupLabel,
 ) -> Option<(TimelineId, Lsn)> {
     let made_on_standby = label.from.as_deref() == Some(FROM_STANDBY);
-    let of_range = |range: WalRange| (range.timeline, range.end);
     let on_first = |stop| (label.first_segment.timeline(), stop);
-    (last_range_in_manifest(set).map(of_range))
+    (last_range_in_manifest(set).map(|range| range.ends_at()))
         .or_else(|| history_of(archive, label)?.stop.map(on_first))
         // The server had replayed up to there when the control file was copied, which is the last one.
         .or_else(|| {

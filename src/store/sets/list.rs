@@ -51,9 +51,7 @@ pub struct SetEntry {
 impl SetEntry {
     /// The timeline and the place where its backup ended, as its manifest has it.
     pub(crate) fn end_in_manifest(&self) -> Option<(TimelineId, Lsn)> {
-        self.manifest
-            .last_range
-            .map(|range| (range.timeline, range.end))
+        self.manifest.last_range.map(|range| range.ends_at())
     }
 
     /// What is known of it beside its label. Nothing is an error here: what is not known is not shown.

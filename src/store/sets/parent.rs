@@ -22,6 +22,7 @@ use crate::pg::listed::stored_path;
 use crate::pg::{control, layout, manifest};
 use crate::store::StoreError;
 use crate::store::lineage::TimelineLine;
+use crate::store::reach::off_line;
 
 /// The note in `completed_wals` that an incremental backup would not have been what a full one is.
 const DIFFERS_NAME: &str = ".incremental.differs";
@@ -104,7 +105,7 @@ impl BackupSets {
             ));
         }
         let timeline = label.first_segment.timeline();
-        if line.leg(timeline).is_none_or(|leg| leg.end < label.start) {
+        if !line.passes((timeline, label.start)) {
             return Err(format!(
                 "nothing in the archive says that timeline {} comes from timeline {timeline} behind {}",
                 asked.timeline, label.start
@@ -114,12 +115,7 @@ impl BackupSets {
         match end {
             Some(end) if line.passes(end) => {}
             None if timeline == asked.timeline => {}
-            Some((timeline, stop)) => {
-                return Err(format!(
-                    "its backup ended at {stop} on timeline {timeline}, which timeline {} had left before that",
-                    asked.timeline
-                ));
-            }
+            Some(end) => return Err(off_line(end, line)),
             None => return Err("nothing says where its backup ended".to_owned()),
         }
         let said = |error: SetError| error.to_string();

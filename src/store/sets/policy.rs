@@ -299,6 +299,12 @@ pub(crate) fn decide(sets: &[RetainedSet], keeping: Keeping, now_ms: i64) -> Vec
     decided.collect()
 }
 
+/// The day of this moment on this host's calendar.
+pub(super) fn day_of(ms: i64) -> Date {
+    let moment = jiff::Timestamp::from_millisecond(ms).unwrap_or_default();
+    moment.to_zoned(jiff::tz::TimeZone::system()).date()
+}
+
 /// Which set goes next, and in how many days, if a backup is made on each of them; nothing if that is far away.
 pub(crate) fn next_to_go(
     sets: &[RetainedSet],
@@ -308,13 +314,11 @@ pub(crate) fn next_to_go(
     if keeping.keeps_all() || sets.len() > NEXT_SETS_MAX {
         return None;
     }
-    let today = sets.iter().find(|set| set.quality == SetQuality::Good)?;
+    let newest = sets.iter().find(|set| set.quality == SetQuality::Good)?;
     let mut sets = sets.to_vec();
-    let (real, template) = (sets.len(), today.clone());
+    let (real, template) = (sets.len(), newest.clone());
     // The newest may be as old as it likes.
-    let today = jiff::Timestamp::from_millisecond(now_ms).unwrap_or_default();
-    let today = today.to_zoned(jiff::tz::TimeZone::system()).date();
-    let today = today.max(template.day);
+    let today = day_of(now_ms).max(template.day);
     for days in 0..=NEXT_DAYS_MAX {
         let now_ms = now_ms.saturating_add(i64::from(days) * DAY_MS);
         if days > 0 {

@@ -12,7 +12,7 @@ use super::list::SetEntry;
 use super::lock::{Mode, NamesLock, lock};
 use super::pins::SetPin;
 use super::policy::{
-    Keeping, RetainedSet, SegmentPlace, SetDecision, SetQuality, decide, next_to_go,
+    Keeping, RetainedSet, SegmentPlace, SetDecision, SetQuality, day_of, decide, next_to_go,
 };
 use crate::store::ArchiveReader;
 use crate::store::binding::{Marker, MarkerRole};
@@ -167,11 +167,10 @@ fn retained(
             passes && route.gap(label.start).is_none()
         })
     };
-    let written = jiff::Timestamp::from_millisecond(entry.written_ms).unwrap_or_default();
     RetainedSet {
         name: entry.name.clone(),
         sealed_ms: entry.sealed_ms,
-        day: written.to_zoned(jiff::tz::TimeZone::system()).date(),
+        day: day_of(entry.written_ms),
         quality,
         leads_on: route.is_none_or(leads_on),
         pin: None,

@@ -142,7 +142,7 @@ impl BackupSets {
         });
         read.ok()?;
         let scanned = fed.and_then(|()| scan.finish()).ok()?;
-        scanned.last_range.map(|range| (range.timeline, range.end))
+        scanned.last_range.map(|range| range.ends_at())
     }
 
     /// Reads the files of a set that are not remembered, and tells what is not as it was sealed.

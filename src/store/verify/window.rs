@@ -66,7 +66,7 @@ impl<'a> BackupWal<'a> {
     pub(super) fn off_line(&self, end: (TimelineId, Lsn)) -> Option<(Lsn, String)> {
         let line = self.route.line();
         let left_at = line.leg(end.0).map_or(Lsn(0), |leg| leg.end);
-        (!line.passes(end)).then(|| (left_at, reach::off_line(end, &self.route)))
+        (!line.passes(end)).then(|| (left_at, reach::off_line(end, line)))
     }
 
     /// The timelines that it follows.
