@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::place::{TempDir, give_to_server};
-use super::{have, run};
+use super::{have, run, wait_for};
 
 /// The kinds of file system that power cuts are made on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +157,15 @@ impl LoopFs {
         } else {
             "remount,rw"
         };
-        run(Command::new("mount").args(["-o", options]).arg(self.path())).unwrap();
+        // Busy as long as somebody writes a file, which behind an answer may take a moment more.
+        wait_for("nobody writes any more", Duration::from_secs(10), || {
+            let mut mount = Command::new("mount");
+            match run(mount.args(["-o", options]).arg(self.path())) {
+                Ok(_) => Some(()),
+                Err(text) if text.contains("is busy") => None,
+                Err(text) => panic!("{text}"),
+            }
+        });
     }
 
     /// Makes ext4 do what it does after an error it cannot repair: it goes read-only for good.
