@@ -94,6 +94,8 @@ fn a_receiver_counts_what_it_stores_and_says_it_in_both_formats() {
         "walmgr_archive_bytes_total{cluster=\"standby\",kind=\"raw\"}",
     );
     assert_eq!(raw, Some(3.0 * segment_bytes), "{}", plain.content);
+    let stored_bytes = std::fs::metadata(site.stored_path(&segments[0])).unwrap();
+    assert!((stored_bytes.len() as f64) < segment_bytes / 2.0);
     for counted in [
         "archive_duration_seconds_count",
         "fsync_duration_seconds_count",

@@ -150,7 +150,7 @@ metrics! {
     ArchiveSegments = "archive_segments_total", Counter, ["cluster"], Receiver,
         "WAL files stored and acknowledged.";
     ArchiveBytes = "archive_bytes_total", Counter, ["cluster", "kind"], Receiver,
-        "WAL received, as files and record by record: raw as stored, wire as sent.";
+        "WAL received, as files and record by record: raw as the server wrote it, wire as sent.";
     ArchiveDuration = "archive_duration_seconds", Histogram, ["cluster"], Receiver,
         "From the offer of a WAL file until it was durable.";
     FsyncDuration = "fsync_duration_seconds", Histogram, ["cluster"], Receiver,

@@ -14,7 +14,7 @@ pub(crate) struct ClusterMeter {
     pub store: Arc<StoreMeter>,
     /// Files that became durable.
     pub segments: Counter,
-    /// Bytes that were received, as they are stored.
+    /// Bytes of WAL that were received, as the server wrote them.
     pub raw_bytes: Counter,
     /// The same as they came over the network.
     pub wire_bytes: Counter,
