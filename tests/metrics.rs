@@ -132,6 +132,45 @@ fn a_receiver_counts_what_it_stores_and_says_it_in_both_formats() {
 }
 
 #[test]
+fn the_page_has_wal_as_it_was_written_and_as_it_is_stored() {
+    let address = free_address();
+    let site = Site::builder()
+        .standby_set("metrics_listen", &address.to_string())
+        .standby_set("store_compression", "none")
+        .build();
+    let names: Vec<String> = (1..=3).map(|number| site.segment_name(number)).collect();
+    for (number, name) in names.iter().enumerate() {
+        site.write_segment(number as u64 + 1);
+        site.archive(name).succeed();
+    }
+    let len = |path: &std::path::Path| std::fs::metadata(path).unwrap().len() as f64;
+    let written: f64 = (names.iter())
+        .map(|name| len(&site.data().join("pg_wal").join(name)))
+        .sum();
+    let stored = || -> f64 { names.iter().map(|name| len(&site.stored_path(name))).sum() };
+    let told = |stored: f64| {
+        wait_for("the look", PATIENCE, || {
+            let page = get(address, "/metrics").content;
+            let of = |what| value(&page, &format!("walmgr_archived_wal_{what}_bytes{{"));
+            (["size", "stored"].map(of) == [Some(written), Some(stored)]).then_some(())
+        });
+    };
+    told(written);
+    site.standby_command(&["compress"]).succeed();
+    let packed = stored();
+    assert!(packed < written / 2.0, "{packed} of {written}");
+    told(packed);
+    let status = site.standby_command(&["status"]).stdout;
+    assert!(status.contains("  wal        3 segments of "), "{status}");
+    let status = site.standby_command(&["status", "--json"]).stdout;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let standby = &status["standby"];
+    assert_eq!(standby["wal_segments"], 3);
+    assert_eq!(standby["wal_size_bytes"].as_f64(), Some(written));
+    assert_eq!(standby["wal_stored_bytes"].as_f64(), Some(packed));
+}
+
+#[test]
 fn fault_177_whatever_comes_to_the_listener_is_bounded_and_answered() {
     let (site, address) = monitored();
     let huge = format!(

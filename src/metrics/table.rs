@@ -179,6 +179,10 @@ metrics! {
         "Sizes of all backup sets' files.";
     BackupsOwn = "backups_own_bytes", Gauge, ["cluster"], Standby,
         "Blocks that belong to one backup set each and to no other file.";
+    WalSize = "archived_wal_size_bytes", Gauge, ["cluster"], Standby,
+        "Finished segments in the archive, as the server wrote them.";
+    WalStored = "archived_wal_stored_bytes", Gauge, ["cluster"], Standby,
+        "What they take as they are stored, packed or not; of more than 1,000 an estimate by a sample.";
     WindowStart = "recovery_window_start_timestamp_seconds", Gauge, ["cluster"], Standby,
         "Earliest time that a backup set can be recovered to.";
     WindowEnd = "recovery_window_end_timestamp_seconds", Gauge, ["cluster"], Standby,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::names::{Lsn, WalFileName};
 
 use crate::config::{self, StandbyConfig};
 use crate::daemon;
@@ -33,8 +33,10 @@ use crate::standby::sets;
 use crate::standby::standing;
 use crate::standby::verified;
 use crate::status::{
-    self, Facts, Here, KeepsAll, Lag, SetFigures, SetsLock, StandbyFacts, StreamFacts, Thresholds,
+    self, Facts, Here, KeepsAll, Lag, SetFigures, SetsLock, StandbyFacts, StoredWal, StreamFacts,
+    Thresholds,
 };
+use crate::store::reader::ArchiveListing;
 use crate::store::sets::Keeping;
 use crate::store::survey::survey;
 use crate::store::{
@@ -89,6 +91,7 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
     let arrived = standby.as_ref().ok().filter(|found| found.held.is_some());
     let held = standby.as_ref().ok().and_then(|found| found.held);
     let replay = standing::of_standby(config, held, demands);
+    let (wal, keeps_all) = of_wal(config);
     Facts {
         lag: Lag {
             seconds_at_most: arrived.map(|found| status::seconds(found.received_age_ms)),
@@ -111,7 +114,8 @@ pub(crate) fn facts(config: &StandbyConfig) -> Facts {
             audit: audited::trouble(config),
             archive_cleaners: archive_cleaners::named(config),
             incremental_differs: incremental_differs(config),
-            keeps_all: keeps_all(config),
+            wal,
+            keeps_all,
             retention: kept::facts(config),
             sets: set_figures(config),
             verified_s: verified::last_s(config),
@@ -155,29 +159,57 @@ fn set_figures(config: &StandbyConfig) -> Vec<SetFigures> {
 /// Of how many segments the size is read, of more a part of them: somebody may ask every second.
 const SIZES_READ_MAX: u64 = 1000;
 
-/// What is in the archive where nothing is ever removed from it.
-fn keeps_all(config: &StandbyConfig) -> Option<KeepsAll> {
+/// What the finished segments take, and what is in the archive where nothing is ever removed from it.
+fn of_wal(config: &StandbyConfig) -> (Option<StoredWal>, Option<KeepsAll>) {
+    let found = || {
+        let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;
+        let listing = archive.listing().ok()?;
+        let wal = stored_wal(&archive, &listing)?;
+        Some((wal, keeps_all(config, (&archive, &listing), wal)))
+    };
+    found().map_or((None, None), |(wal, keeps_all)| (Some(wal), keeps_all))
+}
+
+fn stored_wal(archive: &ArchiveReader, listing: &ArchiveListing) -> Option<StoredWal> {
+    let segments = listing.segments.len();
+    let (sample, _) = listing.segments.sample(SIZES_READ_MAX);
+    let stat = |name| archive.stat(WalFileName::Segment(name)).ok()?;
+    let lens = sample.into_iter().filter_map(stat).map(|it| it.len);
+    Some(StoredWal {
+        segments,
+        size_bytes: segments * archive.binding().segment_size.bytes(),
+        stored_bytes: of_sample(&lens.collect::<Vec<u64>>(), segments)?,
+    })
+}
+
+/// What so many take of which some take this.
+fn of_sample(sample_bytes: &[u64], count: u64) -> Option<u64> {
+    if count == 0 {
+        return Some(0);
+    }
+    let bytes = sample_bytes.iter().map(|bytes| u128::from(*bytes));
+    let bytes = bytes.sum::<u128>() * u128::from(count);
+    u64::try_from(bytes.checked_div(sample_bytes.len() as u128)?).ok()
+}
+
+fn keeps_all(
+    config: &StandbyConfig,
+    (archive, listing): (&ArchiveReader, &ArchiveListing),
+    wal: StoredWal,
+) -> Option<KeepsAll> {
     if !Keeping::of(config).keeps_all() {
         return None;
     }
-    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok()?;
-    let listing = archive.listing().ok()?;
-    let segments = &listing.segments;
     // In the order of their names, a first one of each timeline: archives have few.
-    let stat = |name: SegmentName| archive.stat(WalFileName::Segment(name)).ok()?;
-    let stored_ns = u64::try_from(stat(segments.iter().next()?)?.modified_ns).ok()?;
+    let oldest = WalFileName::Segment(listing.segments.iter().next()?);
+    let stored_ns = archive.stat(oldest).ok()??.modified_ns;
+    let stored_ns = u64::try_from(stored_ns).ok()?;
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     let age = since_1970.saturating_sub(Duration::from_nanos(stored_ns));
-    let (sample, each) = segments.sample(SIZES_READ_MAX);
-    let read: u64 = sample
-        .into_iter()
-        .filter_map(stat)
-        .map(|stat| stat.len)
-        .sum();
     Some(KeepsAll {
         is_set: config.keep_backups_is_set,
-        segments: segments.len(),
-        bytes: read * each,
+        segments: wal.segments,
+        bytes: wal.stored_bytes,
         oldest_age: age.as_secs_f64(),
     })
 }
@@ -249,4 +281,18 @@ fn server_runs(config: &StandbyConfig) -> Option<bool> {
     let replays = data.path().join(layout::STANDBY_SIGNAL).exists();
     let runs = data.running().ok()?.is_some();
     (replays || runs).then_some(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_sample;
+
+    #[test]
+    fn what_many_segments_take_is_told_by_those_that_were_looked_at() {
+        assert_eq!(of_sample(&[], 0), Some(0));
+        assert_eq!(of_sample(&[3, 4, 5], 3), Some(12));
+        assert_eq!(of_sample(&[3, 4, 5], 3_000), Some(12_000));
+        // All of them went meanwhile.
+        assert_eq!(of_sample(&[], 7), None);
+    }
 }

@@ -243,6 +243,8 @@ pub(crate) struct StandbyFacts {
     pub retention: Option<RetentionFacts>,
     /// Why no backup is built on an older one, if such a one would have been wrong.
     pub incremental_differs: Option<String>,
+    /// What the finished segments take.
+    pub wal: Option<StoredWal>,
     /// What is kept where nothing is ever removed.
     pub keeps_all: Option<KeepsAll>,
 }
@@ -277,6 +279,17 @@ impl SetsSizes {
             own_bytes: sets.iter().map(|set| set.own_bytes).sum(),
         }
     }
+}
+
+/// The finished segments of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StoredWal {
+    /// How many there are.
+    pub segments: u64,
+    /// As the server wrote them.
+    pub size_bytes: u64,
+    /// As they are stored, packed or not; of many an estimate.
+    pub stored_bytes: u64,
 }
 
 /// What becomes of the backup sets.

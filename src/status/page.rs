@@ -15,7 +15,7 @@
 //! | `findings` | array of `level`, `code`, `text`; the codes are [`super::judge::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
-//! | `standby` | on the standby: `receiver_runs`, `paused`, `sets_size_bytes` (the files of all sets), `sets_own_bytes` (blocks that one set has and no other file), `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `unfinished_drill`, `drill` (`set`, `age_seconds`, `timeline`, `lsn`, `commit_time`, `rto_seconds`, `copy_seconds`, `replay_seconds`, `check_seconds`, `notes`, `failure`), `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `held_by_backup`, `reasons`, `cancelled_queries`) |
+//! | `standby` | on the standby: `receiver_runs`, `paused`, `wal_segments`, `wal_size_bytes` (as the server wrote them), `wal_stored_bytes` (as they are stored; of more than 1,000 an estimate), `sets_size_bytes` (the files of all sets), `sets_own_bytes` (blocks that one set has and no other file), `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `unfinished_drill`, `drill` (`set`, `age_seconds`, `timeline`, `lsn`, `commit_time`, `rto_seconds`, `copy_seconds`, `replay_seconds`, `check_seconds`, `notes`, `failure`), `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `held_by_backup`, `reasons`, `cancelled_queries`) |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
 //! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `files_apart`, `differing_files`, `free_bytes`, `path` |
 //! | `shipped_by` | who ships records |
@@ -30,7 +30,7 @@ use walmgr_protocol::message::overview::{SetReach, SetStanding};
 
 use super::{
     AgentFacts, AgentFigures, Archiver, Archiving, Facts, Finding, Here, Master, SetsSizes,
-    StandbyFacts, StreamFacts, Syncdaemon, seconds,
+    StandbyFacts, StoredWal, StreamFacts, Syncdaemon, seconds,
 };
 
 /// The screen.
@@ -64,6 +64,9 @@ pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
         archive_rows(overview, &mut row);
     }
     if let Here::Standby(standby) = &facts.here {
+        if let Some(wal) = standby.wal.filter(|wal| wal.segments > 0) {
+            row("wal", wal_text(wal));
+        }
         if let Some(sizes) = sizes_text(SetsSizes::of(&standby.sets)) {
             row("sizes", sizes);
         }
@@ -234,6 +237,14 @@ fn archive_rows(overview: &Overview, row: &mut impl FnMut(&str, String)) {
     row("disk", format!("{free} free at {path}"));
 }
 
+fn wal_text(wal: StoredWal) -> String {
+    let (size, stored) = (size_text(wal.size_bytes), size_text(wal.stored_bytes));
+    match wal.segments {
+        1 => format!("1 segment of {size}, {stored} as it is stored"),
+        count => format!("{count} segments of {size}, {stored} as they are stored"),
+    }
+}
+
 /// What all sets take; nothing where there are none.
 fn sizes_text(sizes: SetsSizes) -> Option<String> {
     let size = sizes.size_bytes.filter(|bytes| *bytes > 0)?;
@@ -356,6 +367,9 @@ fn standby_json(standby: &StandbyFacts) -> Value {
     json!({
         "receiver_runs": standby.receiver_runs,
         "paused": standby.paused,
+        "wal_segments": standby.wal.map(|wal| wal.segments),
+        "wal_size_bytes": standby.wal.map(|wal| wal.size_bytes),
+        "wal_stored_bytes": standby.wal.map(|wal| wal.stored_bytes),
         "sets_size_bytes": SetsSizes::of(&standby.sets).size_bytes,
         "sets_own_bytes": SetsSizes::of(&standby.sets).own_bytes,
         "sets_locked_by": standby.locked.as_ref().map(|lock| lock.holder.clone()),

@@ -67,6 +67,8 @@ fn of_standby(samples: &mut Samples, standby: &StandbyFacts) {
         StreamFacts::Unknown(_) => None,
     };
     samples.whole(Metric::FrozenTimeline, frozen.map(u64::from));
+    samples.whole(Metric::WalSize, standby.wal.map(|wal| wal.size_bytes));
+    samples.whole(Metric::WalStored, standby.wal.map(|wal| wal.stored_bytes));
     if let Some((last, _)) = &standby.drill.last
         && last.failure.is_none()
     {

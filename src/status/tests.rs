@@ -272,6 +272,7 @@ fn the_standby_alarms_by_age_only_if_asked() {
         audit: Some("the audit log has lost 3 lines".into()),
         archive_cleaners: vec!["pg_archivecleanup".into()],
         incremental_differs: None,
+        wal: None,
         keeps_all: None,
         retention: None,
         sets: Vec::new(),
