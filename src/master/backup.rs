@@ -44,6 +44,7 @@ use crate::options::{BackupArgs, Options};
 use crate::output;
 use crate::output::progress::{BackupProgress, Counters, per_second, rate_limit_text, ratio};
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::backup_note::BackupNote;
 use crate::pg::base_backup::configs::{self, BroughtConfig};
 use crate::pg::base_backup::contents::Contents;
 use crate::pg::base_backup::{Item, listing};
@@ -386,14 +387,9 @@ impl Work<'_> {
         {
             let mut progress = BackupProgress::begin("sent", total_bytes, self.options);
             let left_out = listing::note_of_left_out(&contents.left_out, self.allows_left_out);
-            let last = [
-                Some(contents.last),
-                left_out,
-                contents.group_note,
-                kind.note(),
-            ];
+            let last = [Some(contents.last), left_out, contents.group_note];
             tokio::select! {
-                sent = self.send(control, &load, last) => sent?,
+                sent = self.send(control, &load, (last, &kind)) => sent?,
                 ended = until_closed(running.session()) => return Err(ended),
                 () = progress.show(&load.counters) => {}
             }
@@ -505,7 +501,7 @@ impl Work<'_> {
         &self,
         control: &mut BackupControl<'_>,
         load: &Arc<WorkQueue>,
-        last: [Option<Item>; 4],
+        (last, kind): ([Option<Item>; 3], &BackupKind),
     ) -> Result<()> {
         let jobs = u16::try_from(self.config.backup_jobs).unwrap_or(1);
         let jobs = jobs.clamp(1, control.granted().streams_max.saturating_sub(1).max(1));
@@ -515,8 +511,16 @@ impl Work<'_> {
             streams.spawn(self.stream(control, (load, &limit), number).run());
         }
         control.during(all(streams)).await?;
-        let note = listing::note_of_pages(&load.bad_blocks());
-        for item in last.into_iter().chain([note]).flatten() {
+        let made = BackupNote {
+            since_full: kind.since_full(),
+            read_bytes: Counters::of(&load.counters.read_bytes),
+            sent_bytes: Counters::of(&load.counters.sent_bytes),
+        };
+        let notes = [
+            listing::note_of_pages(&load.bad_blocks()),
+            listing::note_of_backup(&made),
+        ];
+        for item in last.into_iter().chain(notes).flatten() {
             load.put(item);
         }
         let stream = self.stream(control, (load, &limit), jobs);

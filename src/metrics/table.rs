@@ -175,6 +175,12 @@ metrics! {
         "Size of the newest backup set's files.";
     BackupOwn = "backup_last_own_bytes", Gauge, ["cluster"], Standby,
         "What removing the newest backup set would free: blocks that it shares with no other file.";
+    BackupIncremental = "backup_last_incremental", Gauge, ["cluster"], Standby,
+        "1 if the newest backup set was built on an older one, 0 if it is full.";
+    BackupRead = "backup_last_read_bytes", Gauge, ["cluster"], Standby,
+        "What was read on the master for the newest backup set.";
+    BackupSent = "backup_last_sent_bytes", Gauge, ["cluster"], Standby,
+        "What the master sent for it; what was read divided by this is the ratio that `status` shows.";
     BackupsSize = "backups_size_bytes", Gauge, ["cluster"], Standby,
         "Sizes of all backup sets' files.";
     BackupsOwn = "backups_own_bytes", Gauge, ["cluster"], Standby,

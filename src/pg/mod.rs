@@ -5,6 +5,7 @@
 pub(crate) mod archive_command;
 pub(crate) mod backup_history;
 pub(crate) mod backup_label;
+pub(crate) mod backup_note;
 pub(crate) mod base_backup;
 pub(crate) mod command;
 pub(crate) mod conf;
@@ -23,7 +24,6 @@ pub(crate) mod group_access;
 pub(crate) mod hashed_pages;
 pub(crate) mod hba;
 pub(crate) mod in_reach;
-pub(crate) mod incremental_note;
 pub(crate) mod later_tablespaces;
 pub(crate) mod layout;
 pub(crate) mod left_out;

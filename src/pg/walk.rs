@@ -18,9 +18,9 @@ use rustix::io::Errno;
 use walmgr_protocol::limits::SET_ENTRIES_MAX;
 use walmgr_protocol::names::RelativePath;
 
+use super::backup_note;
 use super::data_directory::DataDirectory;
 use super::group_access;
-use super::incremental_note;
 use super::layout;
 use super::left_out::{DAMAGED_PAGES, LEFT_OUT, LEFT_OUT_ALLOWED, PassedOver, WhyNot};
 use super::mounts::LOST_AND_FOUND;
@@ -378,7 +378,7 @@ impl Walker<'_> {
             LEFT_OUT.as_bytes(),
             group_access::NOTE.as_bytes(),
             LEFT_OUT_ALLOWED.as_bytes(),
-            incremental_note::NAME.as_bytes(),
+            backup_note::NAME.as_bytes(),
         ];
         let is_root = above.is_none();
         if OMITTED.contains(&name)

@@ -33,8 +33,8 @@ use crate::standby::sets;
 use crate::standby::standing;
 use crate::standby::verified;
 use crate::status::{
-    self, Facts, Here, KeepsAll, Lag, SetFigures, SetsLock, StandbyFacts, StoredWal, StreamFacts,
-    Thresholds,
+    self, Facts, Here, KeepsAll, Lag, MadeFigures, SetFigures, SetsLock, StandbyFacts, StoredWal,
+    StreamFacts, Thresholds,
 };
 use crate::store::reader::ArchiveListing;
 use crate::store::sets::Keeping;
@@ -151,6 +151,11 @@ fn set_figures(config: &StandbyConfig) -> Vec<SetFigures> {
             size_bytes: details.size_bytes,
             own_bytes: details.own_bytes,
             duration_s: details.duration_s,
+            made: entry.made.map(|made| MadeFigures {
+                is_incremental: made.since_full > 0,
+                read_bytes: made.read_bytes,
+                sent_bytes: made.sent_bytes,
+            }),
         }
     });
     figures.collect()

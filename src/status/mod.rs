@@ -260,6 +260,19 @@ pub(crate) struct SetFigures {
     pub own_bytes: Option<u64>,
     /// In seconds.
     pub duration_s: Option<u64>,
+    /// How it was made; nothing where it does not say so.
+    pub made: Option<MadeFigures>,
+}
+
+/// What it cost to make a backup set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MadeFigures {
+    /// Whether it was built on an older set.
+    pub is_incremental: bool,
+    /// What was read on the master.
+    pub read_bytes: u64,
+    /// What was sent for that.
+    pub sent_bytes: u64,
 }
 
 /// How large all sets are together; nothing where it is not known of one of them.

@@ -15,7 +15,7 @@
 //! | `findings` | array of `level`, `code`, `text`; the codes are [`super::judge::Code`]'s |
 //! | `side` | `master` or `standby`: where it was asked |
 //! | `master` | on the master: `receiver`, `timeline`, `flushed_lsn`, `server_reachable`, `is_standby`, `archiving` (`on`, `off`, `foreign`), `archiver` (`last_archived`, `last_archived_age_seconds`, `failed_count`, `last_failed`, `last_failed_age_seconds`), `syncdaemon` (`running`, `stopped`, `died`), `standby_clock_ahead_seconds` |
-//! | `standby` | on the standby: `receiver_runs`, `paused`, `wal_segments`, `wal_size_bytes` (as the server wrote them), `wal_stored_bytes` (as they are stored; of more than 1,000 an estimate), `sets_size_bytes` (the files of all sets), `sets_own_bytes` (blocks that one set has and no other file), `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `unfinished_drill`, `drill` (`set`, `age_seconds`, `timeline`, `lsn`, `commit_time`, `rto_seconds`, `copy_seconds`, `replay_seconds`, `check_seconds`, `notes`, `failure`), `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `held_by_backup`, `reasons`, `cancelled_queries`) |
+//! | `standby` | on the standby: `receiver_runs`, `paused`, `wal_segments`, `wal_size_bytes` (as the server wrote them), `wal_stored_bytes` (as they are stored; of more than 1,000 an estimate), `newest_set` (`set`, `kind`, `read_bytes`, `sent_bytes`, `ratio`, `own_bytes`), `sets_size_bytes` (the files of all sets), `sets_own_bytes` (blocks that one set has and no other file), `sets_locked_by`, `server_runs`, `frozen_timeline`, `tablespace`, `unreplayable`, `moved_set`, `unfinished_boot`, `unfinished_drill`, `drill` (`set`, `age_seconds`, `timeline`, `lsn`, `commit_time`, `rto_seconds`, `copy_seconds`, `replay_seconds`, `check_seconds`, `notes`, `failure`), `replay` (`timeline`, `replayed_lsn`, `server_asked`, `replay_lag_bytes`, `replay_lag_seconds`, `replay_paused`, `held_by_backup`, `reasons`, `cancelled_queries`) |
 //! | `receiver_reachable` | on the master: whether the receiver answered |
 //! | `archive` | `system_identifier`, `newest_segment`, `newest_segment_age_seconds`, `partial_segment`, `partial_lsn`, `held_timeline`, `held_lsn`, `received_age_seconds`, `missing_segment`, `damaged_files`, `files_apart`, `differing_files`, `free_bytes`, `path` |
 //! | `shipped_by` | who ships records |
@@ -29,9 +29,10 @@ use walmgr_protocol::message::Overview;
 use walmgr_protocol::message::overview::{SetReach, SetStanding};
 
 use super::{
-    AgentFacts, AgentFigures, Archiver, Archiving, Facts, Finding, Here, Master, SetsSizes,
-    StandbyFacts, StoredWal, StreamFacts, Syncdaemon, seconds,
+    AgentFacts, AgentFigures, Archiver, Archiving, Facts, Finding, Here, MadeFigures, Master,
+    SetFigures, SetsSizes, StandbyFacts, StoredWal, StreamFacts, Syncdaemon, seconds,
 };
+use crate::output::progress::ratio;
 
 /// The screen.
 pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
@@ -64,6 +65,9 @@ pub(super) fn text(facts: &Facts, findings: &[Finding]) -> String {
         archive_rows(overview, &mut row);
     }
     if let Here::Standby(standby) = &facts.here {
+        if let Some((set, made)) = newest_made(standby, facts.standby.as_ref().ok()) {
+            row("made", made_text(set, made));
+        }
         if let Some(wal) = standby.wal.filter(|wal| wal.segments > 0) {
             row("wal", wal_text(wal));
         }
@@ -237,6 +241,57 @@ fn archive_rows(overview: &Overview, row: &mut impl FnMut(&str, String)) {
     row("disk", format!("{free} free at {path}"));
 }
 
+/// The newest set that can be read, if it says how it was made.
+fn newest_made<'a>(
+    standby: &'a StandbyFacts,
+    overview: Option<&Overview>,
+) -> Option<(&'a SetFigures, MadeFigures)> {
+    let (newest, _) = super::judge::newest(overview?)?;
+    let set = standby.sets.iter().find(|set| set.name == newest)?;
+    Some((set, set.made?))
+}
+
+fn made_text(set: &SetFigures, made: MadeFigures) -> String {
+    let MadeFigures {
+        is_incremental,
+        read_bytes,
+        sent_bytes,
+    } = made;
+    let kind = kind_word(is_incremental);
+    let own = set
+        .own_bytes
+        .map(|own| format!(", {} its own", size_text(own)));
+    format!(
+        "{} is {kind}: {} read, {} sent, ratio {:.2}{}",
+        set.name,
+        size_text(read_bytes),
+        size_text(sent_bytes),
+        ratio(read_bytes, sent_bytes),
+        own.unwrap_or_default()
+    )
+}
+
+const fn kind_word(is_incremental: bool) -> &'static str {
+    if is_incremental {
+        "incremental"
+    } else {
+        "full"
+    }
+}
+
+fn newest_set_json(standby: &StandbyFacts, overview: Option<&Overview>) -> Value {
+    newest_made(standby, overview).map_or(Value::Null, |(set, made)| {
+        json!({
+            "set": set.name,
+            "kind": kind_word(made.is_incremental),
+            "read_bytes": made.read_bytes,
+            "sent_bytes": made.sent_bytes,
+            "ratio": (ratio(made.read_bytes, made.sent_bytes) * 1e2).round() / 1e2,
+            "own_bytes": set.own_bytes,
+        })
+    })
+}
+
 fn wal_text(wal: StoredWal) -> String {
     let (size, stored) = (size_text(wal.size_bytes), size_text(wal.stored_bytes));
     match wal.segments {
@@ -280,7 +335,7 @@ pub(super) fn json(facts: &Facts, findings: &[Finding]) -> String {
     let (overview, lag) = (facts.standby.as_ref().ok(), facts.lag.known());
     let (side, master, standby) = match &facts.here {
         Here::Master(master) => ("master", master_json(master), Value::Null),
-        Here::Standby(standby) => ("standby", Value::Null, standby_json(standby)),
+        Here::Standby(standby) => ("standby", Value::Null, standby_json(standby, overview)),
     };
     let reachable = match &facts.here {
         Here::Master(_) => json!(facts.standby.is_ok()),
@@ -363,13 +418,14 @@ fn master_json(master: &Master) -> Value {
     })
 }
 
-fn standby_json(standby: &StandbyFacts) -> Value {
+fn standby_json(standby: &StandbyFacts, overview: Option<&Overview>) -> Value {
     json!({
         "receiver_runs": standby.receiver_runs,
         "paused": standby.paused,
         "wal_segments": standby.wal.map(|wal| wal.segments),
         "wal_size_bytes": standby.wal.map(|wal| wal.size_bytes),
         "wal_stored_bytes": standby.wal.map(|wal| wal.stored_bytes),
+        "newest_set": newest_set_json(standby, overview),
         "sets_size_bytes": SetsSizes::of(&standby.sets).size_bytes,
         "sets_own_bytes": SetsSizes::of(&standby.sets).own_bytes,
         "sets_locked_by": standby.locked.as_ref().map(|lock| lock.holder.clone()),

@@ -86,6 +86,13 @@ fn of_sets(samples: &mut Samples, standby: &StandbyFacts, overview: &Overview) {
     let newest = newest(overview).and_then(|(name, _)| figures(name));
     samples.whole(Metric::BackupSize, newest.and_then(|set| set.size_bytes));
     samples.whole(Metric::BackupOwn, newest.and_then(|set| set.own_bytes));
+    let made = newest.and_then(|set| set.made);
+    samples.flag(
+        Metric::BackupIncremental,
+        made.map(|made| made.is_incremental),
+    );
+    samples.whole(Metric::BackupRead, made.map(|made| made.read_bytes));
+    samples.whole(Metric::BackupSent, made.map(|made| made.sent_bytes));
     let sizes = SetsSizes::of(&standby.sets);
     samples.whole(Metric::BackupsSize, sizes.size_bytes);
     samples.whole(Metric::BackupsOwn, sizes.own_bytes);

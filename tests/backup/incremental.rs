@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::{amcheck, archiving, beside, newest, site, site_of, start_from, verify};
 use crate::support::cluster::StopMode;
 use crate::support::loopfs::{FileSystem, LoopFs, give_back};
@@ -62,6 +64,72 @@ fn an_incremental_backup_verifies_starts_and_has_the_masters_data() {
         rehearsed.contains("everything: --full says so"),
         "{rehearsed}"
     );
+}
+
+/// What `status` and the metrics of the standby say of how the newest set was made.
+fn told_of_newest(site: &Site) -> (Value, String, String) {
+    let file = site.home().join("made.prom");
+    let path = file.to_str().unwrap();
+    let text = site.standby_command(&["status"]).stdout;
+    let words = ["status", "--json", "--metrics", path];
+    let json = site.standby_command(&words).stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let metrics = std::fs::read_to_string(&file).unwrap();
+    (json["standby"]["newest_set"].clone(), text, metrics)
+}
+
+#[test]
+fn status_and_metrics_tell_how_the_newest_set_was_made() {
+    skip_unless!(Cluster::available(15));
+    let site = changed_site(Cluster::builder());
+    let size = || site.listed_sets()[0]["size_bytes"].as_u64().unwrap();
+    let check = |kind: &str| {
+        let (set, text, metrics) = told_of_newest(&site);
+        let number = |name: &str| set[name].as_u64().unwrap();
+        let (read, sent) = (number("read_bytes"), number("sent_bytes"));
+        assert_eq!(
+            (&set["set"], &set["kind"]),
+            (&"data.master".into(), &kind.into())
+        );
+        let ratio = read as f64 / sent as f64;
+        assert!(
+            (set["ratio"].as_f64().unwrap() - ratio).abs() < 0.02,
+            "{set}"
+        );
+        let row = format!("  made       data.master is {kind}: ");
+        assert!(text.contains(&row) && text.contains(", ratio "), "{text}");
+        let is_incremental = u64::from(kind == "incremental");
+        for (metric, told) in [
+            ("incremental", is_incremental),
+            ("read_bytes", read),
+            ("sent_bytes", sent),
+        ] {
+            let begins = format!("walmgr_backup_last_{metric}{{");
+            let line = metrics
+                .lines()
+                .find(|line| line.starts_with(&begins))
+                .unwrap();
+            let found: f64 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
+            assert_eq!(found, told as f64, "{line}");
+        }
+        (read, sent)
+    };
+    let (read, _) = check("full");
+    // All files but its label, and what the standby itself writes.
+    assert!(size() - read < 1 << 20, "{read} of {}", size());
+    site.master_command(&["backup"]).succeed();
+    let (incremental, sent) = check("incremental");
+    assert!(
+        incremental < read / 2 && sent < read / 2,
+        "{incremental} of {read}"
+    );
+    verify(&site, &newest(&site));
+    // A set that does not say so, as one that PostgreSQL's own tool made.
+    std::fs::remove_file(newest(&site).join("walmgr_backup")).unwrap();
+    let (set, text, metrics) = told_of_newest(&site);
+    assert_eq!(set, Value::Null);
+    assert!(!text.contains("  made "), "{text}");
+    assert!(!metrics.contains("backup_last_read_bytes"), "{metrics}");
 }
 
 #[test]

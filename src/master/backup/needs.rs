@@ -15,7 +15,6 @@ use crate::error::Result;
 use crate::master::backup::control::BackupControl;
 use crate::pg::base_backup::{Content, Item};
 use crate::pg::control::ControlFile;
-use crate::pg::incremental_note;
 use crate::pg::relation::RelationFile;
 
 /// How long the standby waits for WAL up to the beginning of the backup, once the server was told to finish the segment:
@@ -34,14 +33,11 @@ pub(crate) enum BackupKind {
 }
 
 impl BackupKind {
-    /// The note in the set that says how far it is from a full one.
-    pub(crate) fn note(&self) -> Option<Item> {
+    /// How many backups the set is away from a full one.
+    pub(crate) const fn since_full(&self) -> u32 {
         match self {
-            BackupKind::Full(_) => None,
-            BackupKind::On(parent) => Some(Item {
-                target: incremental_note::path()?,
-                content: Content::Note(incremental_note::text(parent.since_full).into()),
-            }),
+            BackupKind::Full(_) => 0,
+            BackupKind::On(parent) => parent.since_full,
         }
     }
 }

@@ -7,6 +7,7 @@ use walmgr_protocol::names::{RelativePath, SystemId};
 use super::{Arrived, BadBlock, Content, Item};
 use crate::error::{CommandError, Result};
 use crate::pg::backup_label::BackupLabel;
+use crate::pg::backup_note::{self, BackupNote};
 use crate::pg::group_access;
 use crate::pg::layout;
 use crate::pg::left_out::{self, PassedOver};
@@ -28,6 +29,11 @@ pub(crate) fn note_of_left_out(left_out: &[PassedOver], is_allowed: bool) -> Opt
         false => left_out::LEFT_OUT,
     };
     note(name, left_out.iter().map(line).collect())
+}
+
+/// The note that says how the set was made.
+pub(crate) fn note_of_backup(made: &BackupNote) -> Option<Item> {
+    note(backup_note::NAME, made.text())
 }
 
 pub(super) fn note_of_group_access(private: &[RelativePath]) -> Option<Item> {

@@ -18,6 +18,7 @@ use super::round_note::SetsNote;
 use super::use_note::{SetUse, UseNote};
 use crate::pg::backup_history::seconds_until;
 use crate::pg::backup_label::{BackupLabel, FROM_STANDBY};
+use crate::pg::backup_note::{self, BackupNote};
 use crate::pg::layout;
 use crate::pg::manifest::{FileEntry, Scanned};
 use crate::store::reach::history_of;
@@ -44,6 +45,8 @@ pub struct SetEntry {
     pub condition: Condition,
     /// What it takes on the disk, as far as that was measured.
     pub(crate) disk_use: Option<SetUse>,
+    /// How it was made, if it says so.
+    pub(crate) made: Option<BackupNote>,
     /// What its manifest says; nothing where there is none, or none that can be believed.
     pub(crate) manifest: Scanned,
 }
@@ -223,6 +226,7 @@ impl BackupSets {
                         written_ms: i64::MAX,
                         condition,
                         disk_use: None,
+                        made: None,
                         manifest: Scanned::default(),
                     });
                     continue;
@@ -246,6 +250,7 @@ impl BackupSets {
                 written_ms: set.written_ms,
                 condition,
                 disk_use: uses.of(key),
+                made: self.made(set.root.as_fd(), &text),
                 manifest,
             });
         }
@@ -436,6 +441,14 @@ impl BackupSets {
             sealed_ms,
             written_ms,
         }))
+    }
+
+    /// How a set was made, if it says so.
+    fn made(&self, root: BorrowedFd<'_>, set: &str) -> Option<BackupNote> {
+        let node = self.parent.disk.node(root, backup_note::NAME.as_ref());
+        let is_small = matches!(node, Ok(Node::File(len)) if len <= backup_note::BYTES_MAX);
+        let text = is_small.then(|| self.read_small(root, set, backup_note::NAME));
+        BackupNote::parse(&text?.ok()?)
     }
 
     /// A file in the root of a set, or the beginning of one that is longer than any small file is.

@@ -17,7 +17,7 @@ use super::ahead::ReadingAhead;
 use super::condition::Condition;
 use super::error::SetError;
 use super::list::{HeldSet, SetEntry};
-use crate::pg::incremental_note;
+use crate::pg::backup_note::{self, BackupNote};
 use crate::pg::listed::stored_path;
 use crate::pg::{control, layout, manifest};
 use crate::store::StoreError;
@@ -140,12 +140,14 @@ impl BackupSets {
             return Err("its pages have other checksums, or its files other sizes".to_owned());
         }
         let files = self.listed_files(&root, &set.name)?;
-        let note = incremental_note::path().filter(|note| files.contains_key(note));
-        let since_full = match note {
+        let note = RelativePath::new(backup_note::NAME.as_bytes()).ok();
+        let since_full = match note.filter(|note| files.contains_key(note)) {
             None => 0,
             Some(_) => {
-                let text = small(incremental_note::NAME).map_err(|error| error.to_string())?;
-                incremental_note::parse(&text).ok_or("nobody can tell how old its pages are")?
+                let text = small(backup_note::NAME).map_err(|error| error.to_string())?;
+                let note = BackupNote::parse(&text);
+                note.ok_or("nobody can tell how old its pages are")?
+                    .since_full
             }
         };
         Ok(ParentOfSet {
