@@ -256,6 +256,24 @@ fn fault_298_a_set_that_ended_behind_the_branch_serves_nobody_on_it() {
         let ended = "which timeline 2 had left before that";
         let refused = scene.site.standby_command(&["restore", "-n"]);
         assert!(refused.fail(1).contains(ended), "{refused:?}");
+        // Both sides say the same, but why it is so only the standby.
+        assert_eq!(scene.site.listed_sets().len(), 2);
+        let listed = scene.site.standby_command(&["listbackups", "--json"]);
+        let listed: serde_json::Value = serde_json::from_str(&listed.succeed()).unwrap();
+        let why = listed[0]["off_line"].as_str().unwrap();
+        assert!(why.ends_with(ended), "{listed}");
+        assert!(listed[1]["off_line"].is_null(), "{listed}");
+        for listed in [
+            scene.site.standby_command(&["listbackups"]).succeed(),
+            scene.site.master_command(&["listbackups"]).succeed(),
+        ] {
+            let marked = |line: &&str| line.contains("(of no use on timeline 2)");
+            let marked: Vec<&str> = listed.lines().filter(marked).collect();
+            assert!(
+                marked.len() == 1 && marked[0].starts_with("data.master "),
+                "{listed}"
+            );
+        }
         let old = ["restore", "-n", "--target-timeline", "1"];
         scene.site.standby_command(&old).succeed();
         let status = scene.site.standby_command(&["status"]).stdout;

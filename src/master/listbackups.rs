@@ -18,6 +18,7 @@ pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
         set: set.name,
         details: set.details.into(),
         kept: None,
+        off_line: None,
         label: set.label.map(|label| BackupFacts {
             timestamp: label.timestamp,
             label: label.label,

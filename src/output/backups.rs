@@ -16,6 +16,8 @@ pub struct BackupLine {
     pub details: BackupDetails,
     /// What becomes of it, if that is decided here.
     pub kept: Option<KeptLine>,
+    /// Why it is of no use on the newest timeline, if its backup ended off that one's line, and that is seen here.
+    pub off_line: Option<String>,
 }
 
 /// What becomes of a set.
@@ -168,6 +170,7 @@ pub fn value(backups: &[BackupLine]) -> Value {
         set["why"] = json!(kept.map(|kept| &kept.why));
         set["pinned"] = json!(kept.map(|kept| kept.pin.is_some()));
         set["note"] = json!(kept.and_then(|kept| kept.pin.as_ref()));
+        set["off_line"] = json!(backup.off_line);
         set["has_way_forward"] = json!(kept.map(|kept| kept.has_way_forward));
         set
     });
@@ -248,6 +251,7 @@ mod tests {
             label,
             details,
             kept: None,
+            off_line: None,
         };
         let damaged = Err("it has no\nLABEL".to_owned());
         vec![

@@ -34,6 +34,8 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Vec<Stri
     let taken = TakenSet::newest_of(config, &listed);
     // Without an archive there are sets all the same.
     let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk)).ok();
+    let newest = archive.as_ref().and_then(ArchiveReader::newest_line);
+    let newest = archive.as_ref().zip(newest.as_ref());
     let kept::KeptSets {
         lines: mut kept,
         next,
@@ -43,8 +45,9 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Vec<Stri
         let ahead = archive.as_ref().zip(entry.label.as_ref().ok());
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
         let details = entry.details(archive.as_ref()).into();
+        let off_line = newest.and_then(|(archive, line)| entry.off_line(archive, line));
         let label = entry
-            .readable_label(&ahead.unwrap_or_default())
+            .readable_label(&ahead.unwrap_or_default(), newest)
             .map(|label| BackupFacts {
                 timestamp: label.start_time,
                 label: label.label,
@@ -59,6 +62,7 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Vec<Stri
             label: label.map(|facts| marked(facts, kept.as_ref())),
             details,
             kept,
+            off_line,
         }
     });
     let lines = lines.collect();

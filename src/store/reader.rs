@@ -21,7 +21,7 @@ use super::finished::{FinishedFile, StoredPiece};
 use super::folder::Folder;
 use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
-use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress};
+use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress, TimelineLine};
 use super::map_notes;
 use super::partial::{PartialEnd, acknowledged};
 use super::proof::{Prover, WalProof};
@@ -280,6 +280,12 @@ impl ArchiveReader {
         prover.prove(first, stop, verify, &mut |name, before| {
             prover.confirm(name, verify, before)
         })
+    }
+
+    /// The timelines that lead to the newest; nothing where there is no WAL, or it cannot be told.
+    pub fn newest_line(&self) -> Option<TimelineLine> {
+        let lineage = self.lineage(&[]).ok()?;
+        Some(lineage.line_to(lineage.newest()?))
     }
 
     /// Everything that is there, as far as WAL files go.

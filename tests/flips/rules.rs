@@ -241,7 +241,7 @@ fn labels(lab: &Lab) -> Result<Vec<String>, String> {
         .map_err(|error| error.to_string())?;
     let told = list.into_iter().map(|set| {
         let name = set.name.clone();
-        match set.readable_label(&[]) {
+        match set.readable_label(&[], None) {
             Ok(label) => format!("{name} {label:?}"),
             Err(why) => format!("{name} {why}"),
         }

@@ -390,7 +390,14 @@ impl Site {
         let of_master = listed(self.master_command(&words).succeed());
         let mut sets = listed(self.standby_command(&words).succeed());
         for set in &mut sets {
-            for member in ["pinned", "note", "goes", "why", "has_way_forward"] {
+            for member in [
+                "pinned",
+                "note",
+                "goes",
+                "why",
+                "has_way_forward",
+                "off_line",
+            ] {
                 set[member] = serde_json::Value::Null;
             }
         }

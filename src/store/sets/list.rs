@@ -21,7 +21,8 @@ use crate::pg::backup_label::{BackupLabel, FROM_STANDBY};
 use crate::pg::backup_note::{self, BackupNote};
 use crate::pg::layout;
 use crate::pg::manifest::{FileEntry, Scanned};
-use crate::store::reach::history_of;
+use crate::store::lineage::TimelineLine;
+use crate::store::reach::{history_of, off_line};
 use crate::store::tree::Node;
 use crate::store::{ArchiveReader, StoreError};
 use crate::wal::obstacle::{Met, Obstacle};
@@ -89,15 +90,37 @@ impl SetEntry {
         }
     }
 
-    /// The label as a list shows it, with what lies `ahead` of its recovery; or what is wrong with the set.
-    pub fn readable_label(self, ahead: &[Met]) -> Result<BackupLabel, String> {
+    /// Why it is of no use along this line, if its backup ended elsewhere.
+    pub(crate) fn off_line(&self, archive: &ArchiveReader, line: &TimelineLine) -> Option<String> {
+        let timeline = self.label.as_ref().ok()?.first_segment.timeline();
+        let stop = || self.details(Some(archive)).stop;
+        let end = self.end_in_manifest();
+        let end = end.or_else(|| stop().map(|stop| (timeline, stop)))?;
+        (!line.passes(end)).then(|| off_line(end, line))
+    }
+
+    /// The label as a list shows it, with what lies `ahead` of its recovery along the `newest` line; or what is wrong
+    /// with the set.
+    pub fn readable_label(
+        self,
+        ahead: &[Met],
+        newest: Option<(&ArchiveReader, &TimelineLine)>,
+    ) -> Result<BackupLabel, String> {
         if let Some(why) = self.condition.refusal() {
             return Err(why.to_owned());
         }
+        let of_no_use = newest.and_then(|(archive, line)| {
+            self.off_line(archive, line)?;
+            Some(format!(
+                " (of no use on timeline {})",
+                line.newest_timeline()
+            ))
+        });
         let mut label = self.label?;
         if let Some(remark) = self.condition.remark() {
             label.label.push_str(&format!(" ({remark})"));
         }
+        label.label.push_str(&of_no_use.unwrap_or_default());
         for met in ahead {
             let lsn = met.lsn;
             let remark = match met.obstacle {

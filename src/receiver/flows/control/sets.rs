@@ -82,6 +82,8 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
     let limit = usize::from(request.limit.min(LISTED_BACKUPS_MAX));
     let more = listed.len() > limit;
     let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk)).ok();
+    let newest = archive.as_ref().and_then(ArchiveReader::newest_line);
+    let newest = archive.as_ref().zip(newest.as_ref());
     let listed = listed.into_iter().take(limit).map(|set| {
         let ahead = archive.as_ref().zip(set.label.as_ref().ok());
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
@@ -89,7 +91,7 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
             name: set.name.to_string(),
             details: set.details(archive.as_ref()),
             label: set
-                .readable_label(&ahead.unwrap_or_default())
+                .readable_label(&ahead.unwrap_or_default(), newest)
                 .map(|it| label(&it)),
         }
     });
