@@ -63,7 +63,7 @@ fn the_blocks_of_task_pages_can_be_typed_as_they_stand() {
     for _ in 0..3 {
         count = typed("backup", &of_a_standby);
     }
-    for name in ["verify", "retention", "drill", "monitoring"] {
+    for name in ["verify", "retention", "compress", "drill", "monitoring"] {
         count += typed(name, &[]);
     }
     assert!(count >= 11, "{count} lines were typed");

@@ -32,7 +32,7 @@ macro_rules! pages {
 /// All of docs/, in the order in which `walmgr help` lists it.
 pub(crate) const PAGES: &[Page] = pages! {
     "start": "container" "ten-minutes" "two-hosts";
-    "tasks": "backup" "bench" "boot" "connect" "createslave" "drill" "many-clusters" "monitoring" "patroni" "point-in-time"
+    "tasks": "backup" "bench" "boot" "compress" "connect" "createslave" "drill" "many-clusters" "monitoring" "patroni" "point-in-time"
         "replay" "repmgr" "restore" "restore-on-the-master" "retention" "synchronous-standbys" "uninstall" "upgrade" "verify" "who-may-type";
     "runbooks": "master-lost" "standby-lost" "disk-full" "damaged-segment" "hole-in-archive" "wrong-cluster" "key-lost"
         "key-refused" "differs" "replay-stopped" "wrong-settings" "apart" "archive_cleanup" "archiving_fails"
