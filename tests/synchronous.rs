@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::partial::daemon::Syncdaemon;
 use crate::support::dice::Dice;
+use crate::support::strace::{Strace, is_held};
 use crate::support::{Cluster, Site, StopMode, USUAL_AND_17, rounds, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,6 +81,12 @@ impl Waiting {
     fn senders(&self, what: &str) -> String {
         let sql = format!("SELECT {what} FROM pg_stat_replication");
         self.site.cluster().psql(&sql)
+    }
+
+    /// Commits, one behind the other.
+    fn commits(&self) {
+        let statements = "INSERT INTO t VALUES (-2);\n".repeat(200);
+        Client::start(&self.site, "many", &statements).wait();
     }
 
     /// A commit that is under way.
@@ -254,6 +261,44 @@ fn the_standby_has_what_is_written_and_is_told_to_have_what_is_flushed() {
         (is_written && held == written).then_some(())
     };
     wait_for("records that nobody has flushed", PATIENCE, held);
+}
+
+#[test]
+fn records_that_come_alone_are_synced_by_the_thread_that_reads_them() {
+    skip_unless!(Cluster::available(15));
+    let strace = skip_unless!(Strace::attachable()).trace("recvfrom,fdatasync");
+    let waiting = Waiting::new(15, &[], "0");
+    let attached = strace.attach(waiting.site.receiver.pid());
+    waiting.commits();
+    drop(attached);
+    let log = strace.log();
+    let threads_that = |call: &str| -> BTreeSet<&str> {
+        let lines = log.iter().filter(|line| line.contains(call));
+        lines.filter_map(|line| line.split(' ').next()).collect()
+    };
+    let (read, synced) = (threads_that("recvfrom("), threads_that("fdatasync("));
+    assert!(!read.is_disjoint(&synced), "{read:?} read, {synced:?} sync");
+}
+
+#[test]
+fn fault_310_a_disk_that_hangs_below_a_commit_holds_up_one_connection() {
+    skip_unless!(Cluster::available(15));
+    let strace = skip_unless!(Strace::attachable()).inject("fdatasync:delay_enter=30s");
+    let mut waiting = Waiting::new(15, &[], "0");
+    waiting.commits();
+    let pid = waiting.site.receiver.pid();
+    let attached = strace.attach(pid);
+    let mut commit = waiting.commit();
+    wait_for("a sync that hangs", PATIENCE, || is_held(pid).then_some(()));
+    let begun = Instant::now();
+    for _ in 0..3 {
+        waiting.site.master_command(&["listbackups"]).succeed();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20) && is_held(pid));
+    assert!(!commit.has_ended());
+    drop(attached);
+    commit.wait();
+    waiting.site.receiver.stop();
 }
 
 #[test]

@@ -189,9 +189,10 @@ pub(crate) const fn threads_max(clusters: usize) -> usize {
     }
 }
 
-/// Those of one cluster.
+/// Those of one cluster. A stream of records has its own, and one that takes the event loop's place while the
+/// connection's waits for the disk.
 const THREADS_MAX: usize =
-    UPLOADS_MAX + FETCHES_MAX + STREAMS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX;
+    UPLOADS_MAX + FETCHES_MAX + 2 * STREAMS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX;
 
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);

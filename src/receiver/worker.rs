@@ -241,7 +241,8 @@ pub(crate) async fn contained_task<T>(
     polled.await.map_err(|panic| answered(name, &panic))
 }
 
-fn contained<T>(name: &'static str, work: impl FnOnce() -> T) -> Result<T, Error> {
+/// Does one thing on this very thread, and answers its panic as a worker's is answered.
+pub(crate) fn contained<T>(name: &'static str, work: impl FnOnce() -> T) -> Result<T, Error> {
     let ended = abnormal::caught(|| {
         abnormal::plant(name);
         work()

@@ -207,6 +207,11 @@ impl Wire {
         begun || self.frames.get_ref().has_early()
     }
 
+    /// Whether more has been read already than the frames that were taken out.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.frames.read_buffer().is_empty() || self.frames.get_ref().has_early()
+    }
+
     /// Sends one message.
     pub async fn send(&mut self, channel: u16, message: &Message) -> Result<(), WireFault> {
         // Not `SinkExt::send`, which may wait before it takes the message: it would be lost with the future.

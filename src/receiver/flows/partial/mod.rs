@@ -1,21 +1,21 @@
 //! The partial flow on a channel: between its session and the worker that has the stream of records.
-//! Never blocks on the disk. Invariant: reports are dealt with in the order of the jobs.
+//! Waits for the disk itself only where [`work`] says so. Invariant: reports are dealt with in the order of the jobs.
 
 pub(crate) mod work;
 
 use walmgr_protocol::message::{Error, Message};
 use walmgr_protocol::session::partial::{Receiver, ReceiverAction};
 
-use self::work::RecordJob;
+use self::work::{RecordJob, StreamWorker};
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::reports::{FlowReport, RecordReport};
-use crate::receiver::worker::{FromWorker, Worker, failed_on};
+use crate::receiver::worker::{FromWorker, failed_on};
 
 /// A channel that takes records.
 pub(crate) struct PartialFlow {
     channel: u16,
     session: Receiver,
-    worker: Option<Worker<RecordJob, RecordReport>>,
+    worker: Option<StreamWorker>,
 }
 
 impl PartialFlow {
@@ -56,10 +56,22 @@ impl PartialFlow {
         link: &mut Link,
         said: FromWorker<RecordReport>,
     ) -> Result<(), ConnectionEnd> {
-        if (self.worker.as_ref()).is_none_or(|worker| worker.id() != said.worker) {
+        if !(self.worker.as_mut()).is_some_and(|worker| worker.hears(&said)) {
             return Ok(());
         }
-        let action = match said.report {
+        match self.heard(link, said.report)? {
+            Some(action) => self.perform(link, action).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What comes of a report.
+    fn heard(
+        &mut self,
+        link: &Link,
+        report: RecordReport,
+    ) -> Result<Option<ReceiverAction>, ConnectionEnd> {
+        Ok(match report {
             RecordReport::Begun(begun) => match link.served.store.archive.binding() {
                 Some(binding) => self.session.begun(begun, binding.segment_size)?,
                 None => None,
@@ -74,11 +86,7 @@ impl PartialFlow {
                 self.worker = None;
                 Some(self.session.failed(error))
             }
-        };
-        match action {
-            Some(action) => self.perform(link, action).await,
-            None => Ok(()),
-        }
+        })
     }
 
     async fn perform(
@@ -86,29 +94,38 @@ impl PartialFlow {
         link: &mut Link,
         action: ReceiverAction,
     ) -> Result<(), ConnectionEnd> {
-        let job = match action {
-            ReceiverAction::Begin(begin) => {
-                if self.worker.is_none() {
-                    let say = link.reports_of(self.channel, FlowReport::Partial);
-                    let who = (link.peer.to_string(), link.peer.audited());
-                    match work::start(link.served.clone(), &link.peer.key(), who, say) {
-                        Ok(worker) => self.worker = Some(worker),
-                        Err(refusal) => return self.fail(link, refusal).await,
+        let mut next = Some(action);
+        while let Some(action) = next.take() {
+            let job = match action {
+                ReceiverAction::Begin(begin) => {
+                    if self.worker.is_none() {
+                        let say = link.reports_of(self.channel, FlowReport::Partial);
+                        let who = (link.peer.to_string(), link.peer.audited());
+                        let served = link.served.clone();
+                        match StreamWorker::start(served, &link.peer.key(), who, say) {
+                            Ok(worker) => self.worker = Some(worker),
+                            Err(refusal) => return self.fail(link, refusal).await,
+                        }
                     }
+                    RecordJob::Begin(begin)
                 }
-                RecordJob::Begin(begin)
-            }
-            ReceiverAction::Open(open) => RecordJob::Open(open),
-            ReceiverAction::Rewrite => RecordJob::Rewrite,
-            ReceiverAction::Append(append) => RecordJob::Append(append),
-            ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
-        };
-        match &self.worker {
-            Some(worker) => worker.give(job).await,
-            // The one there was ended; what it was to do is done by none.
-            None => self.fail(link, failed_on("stream")).await?,
+                ReceiverAction::Open(open) => RecordJob::Open(open),
+                ReceiverAction::Rewrite => RecordJob::Rewrite,
+                ReceiverAction::Append(append) => RecordJob::Append(append),
+                ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
+            };
+            let is_alone = !link.wire.has_more();
+            let done = match &mut self.worker {
+                Some(worker) => worker.give(job, is_alone).await,
+                // The one there was ended; what it was to do is done by none.
+                None => return self.fail(link, failed_on("stream")).await,
+            };
+            link.heard();
+            next = match done {
+                Some(report) => self.heard(link, report)?,
+                None => None,
+            };
         }
-        link.heard();
         Ok(())
     }
 
