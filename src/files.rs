@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -150,6 +150,14 @@ pub(crate) fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
 
 /// The path with the symlinks and dots resolved that can be; what does not exist stays as written.
 pub(crate) fn resolved(path: &Path) -> PathBuf {
+    // Every command asks for many paths, of which most exist and few have a `..`.
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    let parts = path.ancestors().take_while(|_| !goes_up);
+    for there in parts.filter(|there| !there.as_os_str().is_empty()) {
+        if let (Ok(real), Ok(rest)) = (there.canonicalize(), path.strip_prefix(there)) {
+            return real.components().chain(rest.components()).collect();
+        }
+    }
     let mut found = PathBuf::new();
     for part in path.components() {
         match part {
@@ -276,6 +284,24 @@ pub(crate) fn note(path: &Path, content: &[u8]) -> io::Result<()> {
         .open(path)
         .map_err(no_link)?;
     only_a_file(file)?.write_all(content)
+}
+
+/// Writes such a note where one of the same length lies already, or none, so that nothing is set aside or freed for it.
+pub(crate) fn note_in_place(path: &Path, content: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OWN_FLAGS.bits().cast_signed())
+        .open(path)
+        .map_err(no_link)?;
+    let file = only_a_file(file)?;
+    file.write_all_at(content, 0)?;
+    match file.metadata()?.len() > content.len() as u64 {
+        true => file.set_len(content.len() as u64),
+        false => Ok(()),
+    }
 }
 
 fn only_a_file(file: File) -> io::Result<File> {

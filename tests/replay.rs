@@ -242,7 +242,7 @@ fn pause_continue_boot(major: u8, hot: bool) {
     for gone in ["PAUSE", "STOP"] {
         assert!(!site.holds(gone), "{gone}");
     }
-    assert_eq!(site.archived("PROGRESS"), b"");
+    assert_eq!(site.archived("PROGRESS").trim_ascii(), b"");
     assert!(!standby.data().join("standby.signal").exists());
     assert_eq!(standby.psql(CONTENT), content, "PostgreSQL {major}");
     standby.psql("CREATE TABLE open_again ()");

@@ -119,7 +119,8 @@ impl Standby {
 
     /// Whether PROGRESS names a file.
     fn restores(&self) -> bool {
-        fs::read(self.site.completed_wals().join("PROGRESS")).is_ok_and(|text| !text.is_empty())
+        fs::read(self.site.completed_wals().join("PROGRESS"))
+            .is_ok_and(|text| !text.trim_ascii().is_empty())
     }
 }
 

@@ -32,21 +32,29 @@ impl Named {
 
 /// No directory may be, or lie inside, another one of these.
 pub(super) fn check_directories(directories: &[Named]) -> Result<(), Fault> {
-    for (second_at, second) in directories.iter().enumerate() {
-        for first in &directories[..second_at] {
-            let (a, b) = (files::resolved(&first.path), files::resolved(&second.path));
+    let resolved = resolved(directories);
+    for (second_at, (second, b)) in resolved.iter().enumerate() {
+        for (first, a) in &resolved[..second_at] {
             if a == b {
                 return Err(fault(first, second, "the same directory as"));
             }
-            if b.starts_with(&a) {
+            if b.starts_with(a) {
                 return Err(fault(first, second, "a directory inside"));
             }
-            if a.starts_with(&b) {
+            if a.starts_with(b) {
                 return Err(fault(second, first, "a directory inside"));
             }
         }
     }
     Ok(())
+}
+
+/// Paths and where they lead, each looked up once.
+fn resolved(named: &[Named]) -> Vec<(&Named, PathBuf)> {
+    let looked_up = named
+        .iter()
+        .map(|named| (named, files::resolved(&named.path)));
+    looked_up.collect()
 }
 
 /// `rotated` is moved aside to names like its own with a number behind; nobody may live there.
@@ -55,24 +63,24 @@ pub(super) fn check_rotation(rotated: &Named, others: &[Named]) -> Result<(), Fa
     let above = rotated.path.parent().map(files::resolved);
     let own = above.zip(rotated.path.file_name());
     let own = own.map(|(above, name)| above.join(name));
+    let others = resolved(others);
     for base in [Some(files::resolved(&rotated.path)), own]
         .into_iter()
         .flatten()
     {
-        check_names(&base, rotated, others)?;
+        check_names(&base, rotated, &others)?;
     }
     Ok(())
 }
 
-fn check_names(base: &Path, rotated: &Named, others: &[Named]) -> Result<(), Fault> {
+fn check_names(base: &Path, rotated: &Named, others: &[(&Named, PathBuf)]) -> Result<(), Fault> {
     let Some(name) = base
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
     else {
         return Ok(());
     };
-    for other in others {
-        let path = files::resolved(&other.path);
+    for (other, path) in others {
         let beside = path
             .ancestors()
             .find(|above| above.parent() == base.parent());
@@ -99,9 +107,10 @@ pub(super) fn is_rotated_suffix(suffix: &str) -> bool {
 
 /// No two of these files may be the same.
 pub(super) fn check_files(files: &[Named]) -> Result<(), Fault> {
-    for (second_at, second) in files.iter().enumerate() {
-        for first in &files[..second_at] {
-            if files::resolved(&first.path) == files::resolved(&second.path) {
+    let resolved = resolved(files);
+    for (second_at, (second, there)) in resolved.iter().enumerate() {
+        for (first, other) in &resolved[..second_at] {
+            if there == other {
                 return Err(fault(first, second, "the same file as"));
             }
         }

@@ -29,6 +29,9 @@ pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a server may outlive the command that stopped it, or come up after its start.
 pub(crate) const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What PROGRESS says, filled up with blanks: the name of a backup's history and a process.
+const PROGRESS_BYTES: usize = 40 + 1 + 10;
+
 /// Enough for any control file.
 const CONTROL_BYTES_MAX: u64 = 256;
 
@@ -128,15 +131,16 @@ impl ControlFiles {
     }
 
     /// Says that this file is being restored by this process, until the result is dropped. The file stays then, empty:
-    /// were it removed, the index of the folder's names would be older than the folder behind each segment.
+    /// were it removed, the index of the folder's names would be older than the folder behind each segment. It keeps its
+    /// length too: cutting it and writing to it again takes the file system longer than all of the rest of a call.
     ///
     /// Best effort: replay must not end because a note cannot be written.
     pub(crate) fn progress(&self, name: WalFileName) -> ProgressFile {
         let progress = ProgressFile {
             path: self.path("PROGRESS"),
-            text: format!("{name} {}\n", std::process::id()),
+            text: progress_text(&format!("{name} {}", std::process::id())),
         };
-        let noted = files::note(&progress.path, progress.text.as_bytes());
+        let noted = files::note_in_place(&progress.path, progress.text.as_bytes());
         if let Err(error) = noted {
             tracing::debug!("write {}: {error}", progress.path.display());
         }
@@ -159,6 +163,11 @@ impl ControlFiles {
 /// What names a server in `STOP` and in a freeze: no other one has ever had both.
 pub(crate) fn server_text(server: &Postmaster) -> String {
     format!("{} {}", server.pid, server.started_s.unwrap_or_default())
+}
+
+/// PROGRESS in its one length, in which the longest name and number have room.
+fn progress_text(said: &str) -> String {
+    format!("{said:<PROGRESS_BYTES$}\n")
 }
 
 fn read_control(path: &Path) -> io::Result<Option<String>> {
@@ -194,7 +203,7 @@ impl Drop for ProgressFile {
         // Of one that is root's, the server's user could not learn that it names nothing.
         let owner = |path: &Path| path.symlink_metadata().map(|found| found.uid()).ok();
         let _ = match owner(&self.path) == self.path.parent().and_then(owner) {
-            true => files::note(&self.path, b""),
+            true => files::note_in_place(&self.path, progress_text("").as_bytes()),
             false => std::fs::remove_file(&self.path),
         };
     }
@@ -326,8 +335,11 @@ mod tests {
         assert_eq!(control.restoring().unwrap(), Some(name.to_string()));
         let folder_changed = || folder.path().metadata().unwrap().modified().unwrap();
         let changed = folder_changed();
+        let len = || control.path("PROGRESS").metadata().unwrap().len();
+        let said = len();
         drop(progress);
         assert_eq!(control.restoring().unwrap(), None);
+        assert_eq!(len(), said, "it was cut");
         let next = control.progress("000000010000000000000002".parse().unwrap());
         // Of a process that is none of this one's: it stays.
         std::fs::write(control.path("PROGRESS"), format!("{name} 1\n")).unwrap();
