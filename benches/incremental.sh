@@ -18,6 +18,8 @@
 #   1 % of the pages, after rows    the same pages as above, behind a set that shares its other blocks with older ones
 #                                   here and there
 #   full                            backup --full of the same, right behind it
+#   a copy of a set, on the disk    cp -a of the newest set, and a sync: the least that any backup can take which
+#                                   leaves a whole set and shares no blocks
 # Each file system is in a file of its own below WALMGR_BENCH_DIR, with both the cluster and the archive on it. What a
 # backup read and sent is its own count; the changed pages are those whose LSN is behind the parent's start; what it takes
 # of the disk are the blocks that it shares with no other set (`own_bytes` of `listbackups --json`).
@@ -109,14 +111,24 @@ change() {
         sleep 0.1
     done
 }
+settle() {
+    sync
+    [[ $cache == warm ]] || echo 3 >/proc/sys/vm/drop_caches
+}
 timed() {
     local label=$1 ms
     shift
-    sync
-    [[ $cache == warm ]] || echo 3 >/proc/sys/vm/drop_caches
+    settle
     printf '%s\t./walmgr -q master.ini backup %s\n' "$label" "$*" | as_server perl stopwatch.pl >"$place/time" 2>"$place/said"
     ms=$(cut -f 2 "$place/time")
     printf '%s\t%s\t%s\n' "$label" "$ms" "$(($(own_bytes) / 1024))" >>"$place/times"
+}
+copied() {
+    settle
+    printf '%s\tcp -a --reflink=never walshipping/data.master copied\tsync -f copied\n' "$1" |
+        as_server perl stopwatch.pl >"$place/time" 2>"$place/said"
+    printf '%s\t%s\t%s\n' "$1" "$(cut -f 2 "$place/time")" "$(du -sk "$place/copied" | cut -f 1)" >>"$place/times"
+    rm -rf "$place/copied"
 }
 # What a backup reads whole each time: all that is no page of a relation.
 other_bytes() {
@@ -138,6 +150,7 @@ changed_pages() {
 clustered="UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid <= $((rows / 100))"
 scattered='UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid % 100 = 0'
 after_full='1 % of the pages, after full' after_rows='1 % of the pages, after rows'
+floor='a copy of a set, on the disk'
 echo "measuring: $pages pages of relations, $rounds rounds, everything on $kind"
 for ((round = 0; round < rounds; round++)); do
     timed 'nothing changed'
@@ -148,6 +161,7 @@ for ((round = 0; round < rounds; round++)); do
     change "$clustered"
     timed "$after_rows"
     timed full --full
+    copied "$floor"
 done
 change "$clustered"
 as_server ./walmgr master.ini backup 2>>"$place/commands.log" >"$place/said" || fail 'backup'
@@ -159,7 +173,7 @@ other=$(other_bytes)
 
 # --- the report ----------------------------------------------------------------------------------
 code=0
-sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' -v kind="$kind" -v pages="$after_full" -v behind="$after_rows" '
+sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' -v kind="$kind" -v pages="$after_full" -v behind="$after_rows" -v floor="$floor" '
     { ms[$1, ++n[$1]] = $2; kib[$1] += $3 }
     function median(label) { return (ms[label, int((n[label] + 1) / 2)] + ms[label, int(n[label] / 2) + 1]) / 2 }
     function row(label) {
@@ -167,7 +181,7 @@ sort -t $'\t' -k 1,1 -k 2,2n "$place/times" | awk -F '\t' -v kind="$kind" -v pag
     }
     END {
         printf "%-29s %3s %10s %8s %14s\n", "", "n", "median ms", "of full", "MiB of disk"
-        row("nothing changed"); row(pages); row("1 % of the rows"); row(behind); row("full")
+        row("nothing changed"); row(pages); row("1 % of the rows"); row(behind); row("full"); row(floor)
         bound = kind == "xfs" ? 0.25 : 0.6
         if (median(pages) / median("full") > bound) {
             printf "1 %% of the pages takes more than %s of a full backup\n", bound
