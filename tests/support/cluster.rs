@@ -168,6 +168,11 @@ impl Cluster {
         binaries(major).map(|_| ())
     }
 
+    /// Whether this version is here with a program of its own; clients are taken from any version.
+    pub fn has(major: u8, program: &str) -> bool {
+        binaries(major).is_ok_and(|folder| folder.join(program).is_file())
+    }
+
     /// Those of the table of versions whose turn it is and that can run here.
     pub fn available_majors() -> Vec<u8> {
         super::versions::available_majors()
