@@ -75,7 +75,10 @@ fn named(major: u8) {
         .start();
     let mut work = Workload::new(major, cluster.home());
     work.prepare(&cluster);
+    let compressions = cluster.wal_compressions();
     for round in 0..if soak() { 30 } else { 2 } {
+        let compression = *dice.choose(&compressions);
+        cluster.compress_wal(compression);
         for _ in 0..12 {
             work.step(&mut cluster, &mut dice);
         }
@@ -89,6 +92,7 @@ fn named(major: u8) {
         }
         cluster.stop(StopMode::Fast);
         let changes = changes(&cluster.data().join("pg_wal"), from, redo(&cluster));
+        println!("round {round}: wal_compression = {compression}");
         compare(&old, cluster.data(), &changes, round);
         fs::remove_dir_all(&old).unwrap();
         cluster.start();

@@ -86,9 +86,14 @@ fn hold_equal(major: u8) {
     let mut dice = Dice::thrown("page_equal");
     let mut site = prepared(major, dice.once_in(2));
     site.master_command(&["backup"]).succeed();
+    let compressions = site.cluster().wal_compressions();
     for round in 0..rounds(3, 75) {
+        let compression = *dice.choose(&compressions);
+        site.cluster().compress_wal(compression);
         let done = disturb(&mut site, &mut dice);
-        let what = format!("PostgreSQL {major}, workload {round}: {done:#?}");
+        let what = format!(
+            "PostgreSQL {major}, wal_compression = {compression}, workload {round}: {done:#?}"
+        );
         assert_equal(&site, &what);
         // The next one is built on an incremental set.
         if dice.once_in(2) {

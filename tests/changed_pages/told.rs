@@ -17,6 +17,8 @@ use crate::support::{Cluster, StopMode, soak};
 
 /// From this one on a server tells of its own WAL. 15 could too, and its pg_waldump is everywhere.
 const FIRST_WALINSPECT: u8 = 16;
+/// From this one on an image may be compressed in more than one way.
+const FIRST_METHOD: u8 = 15;
 /// Since this one a database is made in one of two ways: by copying files, or page by page.
 const FIRST_STRATEGY: u8 = 15;
 
@@ -86,11 +88,10 @@ fn told(major: u8) {
     let mut work = Workload::new(major, cluster.home());
     work.prepare(&cluster);
     cluster.pgbench(&["-q", "-i", "-s", "1"]);
+    let compressions = cluster.wal_compressions();
     for _ in 0..if soak() { 20 } else { 2 } {
-        // 15 and later have lz4 and zstd too, if they were built with them.
-        let kind = *dice.choose(&["off", "pglz", "lz4", "zstd"]);
-        let _ = cluster.try_psql(&format!("ALTER SYSTEM SET wal_compression = {kind}"));
-        cluster.psql("SELECT pg_reload_conf()");
+        let compression = *dice.choose(&compressions);
+        cluster.compress_wal(compression);
         for _ in 0..20 {
             work.step(&mut cluster, &mut dice);
         }
@@ -113,8 +114,14 @@ fn told(major: u8) {
         "DELETE FROM cut WHERE i > 100",
         "VACUUM cut",
         "SELECT pg_logical_emit_message(false, 'walmgr', repeat('x', 100000))",
+        "CREATE TABLE pressed AS SELECT i, repeat('x', 100) FROM generate_series(1, 2000) i",
     ] {
         cluster.psql(statement);
+    }
+    for kind in &compressions {
+        cluster.psql("CHECKPOINT");
+        let change = "UPDATE pressed SET i = i + 1";
+        cluster.psql(&format!("SET wal_compression = {kind}; {change}"));
     }
     cluster.stop(StopMode::Fast);
     let (ours, end) = noted(&cluster.data().join("pg_wal"));
@@ -124,6 +131,19 @@ fn told(major: u8) {
         _ => walinspect(&mut cluster, begin, end),
     };
     compare(&ours, &theirs, major);
+    for kind in compressions.iter().filter(|kind| **kind != "off") {
+        let told = match (*kind, major) {
+            ("on", ..FIRST_METHOD) => "compression saved: ",
+            ("on", _) => "method: pglz",
+            ("lz4", _) => "method: lz4",
+            ("zstd", _) => "method: zstd",
+            other => panic!("{other:?}"),
+        };
+        let images = theirs.values().map(|record| &record.blocks);
+        let images = images.filter(|blocks| blocks.contains(told)).count();
+        println!("wal_compression = {kind}: {images} records");
+        assert!(images > 0, "{kind}");
+    }
 }
 
 /// What each record changes for walmgr, and where the WAL ends.
@@ -158,24 +178,27 @@ fn between<'a>(line: &'a str, from: &str, to: &str) -> &'a str {
 
 fn waldump(cluster: &Cluster, begin: Lsn, end: Lsn) -> BTreeMap<Lsn, ToldRecord> {
     let mut dump = cluster.command("pg_waldump");
+    dump.arg("--bkp-details");
     dump.arg("-p").arg(cluster.data().join("pg_wal"));
     dump.args(["-s", &begin.to_string(), "-e", &end.to_string()]);
     let output = dump.output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     let text = String::from_utf8_lossy(&output.stdout);
-    let lines = text.lines().filter(|line| line.starts_with("rmgr: "));
-    lines
-        .map(|line| {
-            let (told, blocks) = line.split_once(", blkref").unwrap_or((line, ""));
+    let mut told: Vec<(Lsn, ToldRecord)> = Vec::new();
+    for line in text.lines() {
+        if line.starts_with("rmgr: ") {
             let record = ToldRecord {
                 manager: between(line, "rmgr: ", " ").to_owned(),
-                description: told.split_once("desc: ").unwrap().1.to_owned(),
-                blocks: format!("blkref{blocks}"),
+                description: line.split_once("desc: ").unwrap().1.to_owned(),
+                blocks: String::new(),
             };
-            (between(line, "lsn: ", ",").parse().unwrap(), record)
-        })
-        .collect()
+            told.push((between(line, "lsn: ", ",").parse().unwrap(), record));
+        } else if let Some((_, record)) = told.last_mut() {
+            record.blocks.push_str(line);
+        }
+    }
+    told.into_iter().collect()
 }
 
 fn walinspect(cluster: &mut Cluster, begin: Lsn, end: Lsn) -> BTreeMap<Lsn, ToldRecord> {

@@ -426,6 +426,22 @@ impl Cluster {
         run(&mut psql).map(|answer| answer.trim_end().to_owned())
     }
 
+    /// What this server can do with the page images in its WAL. `on` is pglz, by the word that every version knows.
+    pub fn wal_compressions(&self) -> Vec<&'static str> {
+        let can = |kind: &&str| {
+            let asked = self.try_psql(&format!("SET wal_compression = {kind}"));
+            asked.is_ok()
+        };
+        let all = ["off", "on", "lz4", "zstd"];
+        all.into_iter().filter(can).collect()
+    }
+
+    /// Has sessions that begin from here on do that, also behind a crash.
+    pub fn compress_wal(&self, kind: &str) {
+        self.psql(&format!("ALTER SYSTEM SET wal_compression = {kind}"));
+        self.psql("SELECT pg_reload_conf()");
+    }
+
     /// Runs `pgbench` with these arguments and returns what it printed.
     pub fn pgbench(&self, arguments: &[&str]) -> String {
         run(self.command("pgbench").args(arguments)).unwrap()
