@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{archiving, verify};
+use crate::replay::signal_file;
 use crate::support::dice::Dice;
 use crate::support::pages::mask_spgist_cache;
-use crate::support::{Cluster, Site, TempDir, rounds, run, wait_for};
+use crate::support::{Cluster, Site, StopMode, TempDir, rounds, run, wait_for};
 
 const PAGE: usize = 8192;
 
@@ -53,7 +54,10 @@ const ACTS: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS short (n int); DROP TABLE short; CREATE TABLE short AS SELECT 1 AS n",
     "restart",
     "crash",
+    FAILOVER,
 ];
+/// The server goes on as a standby that is promoted: what was made before is of the timeline before.
+const FAILOVER: &str = "failover";
 
 const TABLES: usize = 4;
 
@@ -90,7 +94,9 @@ fn hold_equal(major: u8) {
     for round in 0..rounds(3, 75) {
         let compression = *dice.choose(&compressions);
         site.cluster().compress_wal(compression);
-        let done = disturb(&mut site, &mut dice);
+        // Once at least, and by chance besides.
+        let sure = if round == 1 { &[FAILOVER][..] } else { ACTS };
+        let done = disturb(&mut site, &mut dice, sure);
         let what = format!(
             "PostgreSQL {major}, wal_compression = {compression}, workload {round}: {done:#?}"
         );
@@ -143,17 +149,20 @@ fn prepared(major: u8, checksums: bool) -> Site {
     site
 }
 
-/// Does some of what may happen; what PostgreSQL refuses does not.
-fn disturb(site: &mut Site, dice: &mut Dice) -> Vec<String> {
+/// Does some of what may happen, somewhere amid it one of these acts; what PostgreSQL refuses does not happen.
+fn disturb(site: &mut Site, dice: &mut Dice, sure: &[&'static str]) -> Vec<String> {
     let mut done = Vec::new();
-    for _ in 0..6 + dice.below(10) {
-        let act = *dice.choose(ACTS);
+    let acts = 6 + dice.below(10);
+    let sure_at = dice.below(acts);
+    for at in 0..acts {
+        let act = *dice.choose(if at == sure_at { sure } else { ACTS });
         match act {
             "restart" => site.cluster_mut().restart(),
             "crash" => {
                 site.cluster_mut().kill9();
                 site.cluster_mut().start();
             }
+            FAILOVER => fail_over(site.cluster_mut(), dice),
             act => {
                 let table = format!("t{}", dice.index(TABLES));
                 let sql = act.replace("$$", "\u{1}").replace("$t", &table);
@@ -187,6 +196,23 @@ fn disturb(site: &mut Site, dice: &mut Dice) -> Vec<String> {
         let _ = site.cluster().try_psql(&format!("{end} PREPARED '{gid}'"));
     }
     done
+}
+
+/// Stops the server, or kills it, and promotes it out of its own directory.
+fn fail_over(server: &mut Cluster, dice: &mut Dice) {
+    let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+    let before: u32 = server.psql(timeline).parse().unwrap();
+    match dice.once_in(2) {
+        true => server.stop(StopMode::Fast),
+        false => server.kill9(),
+    }
+    signal_file(server, "standby.signal");
+    server.start();
+    let mut promote = server.command("pg_ctl");
+    promote.arg("-D").arg(server.data()).args(["-w", "promote"]);
+    run(&mut promote).unwrap();
+    server.psql("CHECKPOINT");
+    assert_eq!(server.psql(timeline), (before + 1).to_string());
 }
 
 /// Makes one set of each kind of what there is, replays both to one place, and compares them.
