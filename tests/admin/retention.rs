@@ -10,6 +10,7 @@ use crate::support::backup_set::set_path;
 use crate::support::loopfs::{FileSystem, LoopFs};
 use crate::support::old_data::assert_same;
 use crate::support::power::PowerCuts;
+use crate::support::{assert_hits, soak};
 
 /// How many kills `./test.sh` makes of each call.
 const KILLS: u32 = 4;
@@ -192,10 +193,7 @@ fn fault_212_a_killed_expire_leaves_each_listed_set_whole() {
     let audit = scene.site.standby_ini().with_file_name("audit.log");
     scene.site.standby_set("audit_log", "audit.log");
     scene.site.receiver.stop();
-    let most = match std::env::var_os("WALMGR_SOAK") {
-        Some(_) => 60,
-        None => KILLS,
-    };
+    let most = if soak() { 60 } else { KILLS };
     let files = |set: &str| {
         let listed = std::process::Command::new("find")
             .arg(set_path(&scene.site, set))
@@ -243,7 +241,7 @@ fn fault_212_a_killed_expire_leaves_each_listed_set_whole() {
         }
     }
     println!("{kills} kills");
-    assert!(kills >= 6 && (most == KILLS || kills >= 100), "{kills}");
+    assert_hits(kills, 6);
 }
 
 /// Segments of the archive, without what is kept beside them.
@@ -309,7 +307,7 @@ fn interrupt_holes(power: &mut Option<PowerCuts>, kills: &[u32]) {
     scene.site.standby_command(&["expire"]).succeed();
     let needed = segments(&scene);
     let kept = pairs(&[("data.master", "c"), ("data.master.1", "a")]);
-    let mut count_done = 0;
+    let mut hits = 0;
     for call in ["/rename.*", "/unlink.*", "fsync", "/p?write.*", "/rmdir.*"] {
         for count in kills {
             put_holes(&scene, &spare, &wal);
@@ -319,7 +317,7 @@ fn interrupt_holes(power: &mut Option<PowerCuts>, kills: &[u32]) {
                 None => interrupted(),
             };
             let context = format!("{call} {count}");
-            count_done += 1;
+            hits += u32::from(killed);
             judge_holes(&scene, &spare, &needed, &context);
             scene.site.standby_command(&["expire"]).succeed();
             judge_holes(&scene, &spare, &needed, &context);
@@ -330,13 +328,14 @@ fn interrupt_holes(power: &mut Option<PowerCuts>, kills: &[u32]) {
             }
         }
     }
-    println!("{count_done} interruptions");
-    assert!(count_done >= 8, "{count_done}");
+    println!("{hits} interruptions");
+    assert_hits(hits, 5);
 }
 
 fn counts() -> Vec<u32> {
-    match crate::support::soak() {
-        true => (1..=40).collect(),
+    match soak() {
+        // Of most calls it makes only a few, and it removes some hundred names.
+        true => (1..=9).chain((10..256).step_by(2)).collect(),
         false => vec![1, 4, 9],
     }
 }

@@ -288,10 +288,19 @@ fn fault_209_a_killed_receiver_leaves_the_older_set_whole() {
     skip_unless!(Cluster::available(15));
     let mut site = changed_site(Cluster::builder());
     let mut dice = crate::support::dice::Dice::thrown("killed while built on an older set");
-    for _ in 0..if crate::support::soak() { 100 } else { 4 } {
+    let begun = std::time::Instant::now();
+    site.master_command(&["backup"]).succeed();
+    let whole_ms = u64::try_from(begun.elapsed().as_millis()).unwrap();
+    let wanted = if crate::support::soak() { 100 } else { 4 };
+    let (mut hits, mut rounds) = (0, 0);
+    // What ended before it was killed counts for nothing.
+    while hits < wanted {
+        rounds += 1;
+        assert!(rounds < 4 * wanted + 10, "{hits} hits in {rounds} rounds");
         let mut backup = site.master_walmgr(&["backup"]);
         let mut backup = backup.stderr(std::process::Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(dice.below(3_000)));
+        std::thread::sleep(Duration::from_millis(dice.below(whole_ms)));
+        hits += u32::from(backup.try_wait().unwrap().is_none());
         site.receiver.kill9();
         site.start_receiver();
         // It may have been sealed before.
@@ -302,6 +311,7 @@ fn fault_209_a_killed_receiver_leaves_the_older_set_whole() {
             verify(&site, &site.archive_folder().join(&set));
         }
     }
+    println!("{rounds} kills, {hits} of them below a backup");
     let said = site.master_command(&["backup"]).succeed();
     assert!(said.contains("incremental, built on data.master"), "{said}");
     verify(&site, &newest(&site));

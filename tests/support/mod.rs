@@ -88,6 +88,14 @@ pub fn rounds(usual: u64, soaked: u64) -> u64 {
     asked.unwrap_or(if soak() { soaked } else { usual })
 }
 
+/// A test that interrupts something at many points promises a hundred in its full count. What ended before it was
+/// interrupted is none.
+#[track_caller]
+pub fn assert_hits(hits: u32, usual: u32) {
+    let promised = if soak() { 100 } else { usual };
+    assert!(hits >= promised, "{hits} of {promised} points were hit");
+}
+
 /// A free TCP port below the range the kernel gives to clients; no other test has it while this process runs.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
