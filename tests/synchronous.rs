@@ -281,7 +281,7 @@ fn records_that_come_alone_are_synced_by_the_thread_that_reads_them() {
 }
 
 #[test]
-fn fault_310_a_disk_that_hangs_below_a_commit_holds_up_one_connection() {
+fn fault_301_a_disk_that_hangs_below_a_commit_holds_up_one_connection() {
     skip_unless!(Cluster::available(15));
     let strace = skip_unless!(Strace::attachable()).inject("fdatasync:delay_enter=30s");
     let mut waiting = Waiting::new(15, &[], "0");

@@ -213,14 +213,51 @@ impl Lineage {
         {
             return Some(Apart::Rival { older, switch, end });
         }
-        let reached = end.is_some_and(|end| end.0 >= first * size);
-        let name = SegmentName::from_number(timeline, first, self.facts.size);
-        let has_first = self.facts.segments.contains(name) && counts(&name)
-            || self.facts.partials.contains_key(&name);
-        match reached && has_first {
+        let has_first = |timeline: TimelineId| {
+            let name = SegmentName::from_number(timeline, first, self.facts.size);
+            self.facts.segments.contains(name) && counts(&name)
+                || self.facts.partials.contains_key(&name)
+        };
+        let goes_on = has_first(timeline) || self.left_within(history, first).any(has_first);
+        match self.is_reached(history, first) && goes_on {
             true => None,
             false => Some(Apart::Unconnected { switch }),
         }
+    }
+
+    /// Whether WAL of what a timeline came from leads to the segment in which it begins. What began there as well, and
+    /// was left in the same segment, has none of its own.
+    fn is_reached(&self, history: &History, first: u64) -> bool {
+        let size = self.facts.size.bytes();
+        let mut before = history.ancestors().iter().rev().peekable();
+        while let Some(ancestor) = before.next() {
+            let end = self.end_of(ancestor.timeline);
+            if end.is_some_and(|end| end.0 >= first * size) {
+                return true;
+            }
+            let began = before.peek().map(|parent| parent.switch_point.0 / size);
+            if began != Some(first) {
+                break;
+            }
+        }
+        false
+    }
+
+    /// The timelines that came from this one in the segment in which it began: theirs has its records too, and
+    /// PostgreSQL never archives one of its own but as `.partial`.
+    fn left_within(&self, history: &History, first: u64) -> impl Iterator<Item = TimelineId> {
+        let (timeline, past) = (history.timeline(), history.ancestors());
+        let size = self.facts.size.bytes();
+        let newer = self.facts.histories.range(timeline..);
+        newer.filter_map(move |(newer, other)| {
+            let (before, behind) = other.ancestors().split_at_checked(past.len())?;
+            let left = behind.first().filter(|left| left.timeline == timeline)?;
+            let mut pairs = before.iter().zip(past);
+            let is_same = pairs.all(|(theirs, own)| {
+                (theirs.timeline, theirs.switch_point) == (own.timeline, own.switch_point)
+            });
+            (is_same && left.switch_point.0 / size == first).then_some(*newer)
+        })
     }
 
     /// Whether a segment that counts has a hole before it, so that nothing shows yet that it belongs there.

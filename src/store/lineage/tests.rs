@@ -326,6 +326,45 @@ fn fault_105_a_failover_elsewhere_joins_in_whatever_order_its_files_come() {
 }
 
 #[test]
+fn fault_300_a_timeline_left_in_its_first_segment_joins_in_any_order() {
+    // 2 begins in segment 6; 3 and 4 begin in it too, and only 4 ends it.
+    let arrivals = [
+        named(2, &[(1, 25)]),
+        named(3, &[(1, 25), (2, 26)]),
+        named(4, &[(1, 25), (2, 26), (3, 27)]),
+        whole(4, 6),
+        whole(4, 7),
+    ];
+    for order in [
+        [0, 1, 2, 3, 4],
+        [4, 3, 2, 1, 0],
+        [3, 0, 2, 1, 4],
+        [2, 4, 1, 3, 0],
+    ] {
+        let arrivals = order.map(|index| arrivals[index].clone());
+        let lineage = after(&arrivals);
+        assert_eq!(lineage.facts().notes, BTreeMap::new(), "{order:?}");
+        assert_eq!(lineage.newest(), Some(timeline(4)), "{order:?}");
+        let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
+        assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(8 * MIB));
+    }
+    // Left in a later segment, it has to have its own.
+    let lineage = after(&[
+        named(2, &[(1, 25)]),
+        named(3, &[(1, 25), (2, 29)]),
+        whole(3, 7),
+    ]);
+    assert_eq!(lineage.newest(), Some(timeline(1)));
+    // One that tells another past vouches for nothing.
+    let lineage = after(&[
+        named(2, &[(1, 25)]),
+        named(3, &[(1, 24), (2, 26)]),
+        whole(3, 6),
+    ]);
+    assert_eq!(lineage.newest(), Some(timeline(1)));
+}
+
+#[test]
 fn fault_110_a_connected_forgery_gives_way_to_the_parent_that_goes_on() {
     let forged = [named(2, &[(1, 24)]), whole(2, 6), whole(2, 7)];
     let lineage = after(&forged);
