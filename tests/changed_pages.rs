@@ -61,7 +61,7 @@ fn named(major: u8) {
         return;
     }
     if let Err(reason) = Cluster::available(major) {
-        println!("SKIP {reason}");
+        crate::support::report_skip(&reason);
         return;
     }
     let mut dice = Dice::thrown(&format!("changed pages on {major}"));

@@ -67,12 +67,14 @@ fn told(major: u8) {
         return;
     }
     if let Err(reason) = Cluster::available(major) {
-        println!("SKIP {reason}");
+        crate::support::report_skip(&reason);
         return;
     }
     // Another version's reads none of its WAL.
     if major < FIRST_WALINSPECT && !Cluster::has(major, "pg_waldump") {
-        println!("SKIP no pg_waldump of PostgreSQL {major}; tests/fetch-postgres.sh can fetch it");
+        crate::support::report_skip(&format!(
+            "no pg_waldump of PostgreSQL {major}; tests/fetch-postgres.sh can fetch it"
+        ));
         return;
     }
     let mut dice = Dice::thrown(&format!("told changes on {major}"));
