@@ -287,7 +287,7 @@ fetch() {
             timed 'fetch walmgr' ./walmgr -q standby.ini --set restore_ahead=0 xrestore "$name" $to
             timed 'fetch walmgr over TLS' ./walmgr -q master.ini xrestore "$name" $to
             # It wants to be where the server is.
-            [[ -z $pgbackrest ]] || timed 'fetch pgbackrest lz4' env -C "$pgdata" $pgbackrest_line archive-get "$name" "$place/$to"
+            [[ -z $pgbackrest ]] || timed 'fetch pgbackrest lz4' -C "$pgdata" $pgbackrest_line archive-get "$name" "$place/$to"
         done
         as_server rm -rf fetched
         laid_ready
@@ -301,7 +301,7 @@ laid_ready() {
     for name in "${segments[@]}"; do
         if [[ -n $label ]]; then
             compgen -G "$place/laid/pg_wal/.walmgr/$name.*" >/dev/null || echo "$name does not lie ready" >&2
-            timed "$label" env -C "$place/laid" ../walmgr -q ../standby.ini xrestore "$name" pg_wal/RECOVERYXLOG
+            timed "$label" -C "$place/laid" ../walmgr -q ../standby.ini xrestore "$name" pg_wal/RECOVERYXLOG
         else
             as_server env -C "$place/laid" ../walmgr -q ../standby.ini xrestore "$name" pg_wal/RECOVERYXLOG
             label='fetch walmgr, laid ready'

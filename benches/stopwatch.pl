@@ -3,7 +3,8 @@
 # Never goes on after a command that failed. A shell's own `time` forks a shell too, which costs as
 # much as a tenth of what is measured here; this forks the program and nothing else.
 #
-#   stdin:  LABEL <tab> COMMAND [<tab> COMMAND ...]     words split at spaces, no quoting
+#   stdin:  LABEL <tab> COMMAND [<tab> COMMAND ...]     words split at spaces, no quoting; one that begins with
+#                                                       -C DIR is run there, without a program that changes to it
 #   stdout: LABEL <tab> MILLISECONDS <tab> PEAK_KIB <tab> CPU_MS    all commands of the line together; the
 #                                                       largest peak; both 0 where they cannot be known
 # Lines with the label `-` are run and not printed.
@@ -45,6 +46,10 @@ while (my $line = <STDIN>) {
         my $child = fork() // die "fork: $!";
         if ($child == 0) {
             open STDOUT, '>', '/dev/null';
+            if ($command->[0] eq '-C') {
+                my (undef, $folder) = splice @$command, 0, 2;
+                chdir $folder or POSIX::_exit(126);
+            }
             exec {$command->[0]} @$command or POSIX::_exit(127);
         }
         my ($status, $kib, $ms) = reap($child);
