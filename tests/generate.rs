@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 
 use walmgr::cli::words;
 
+use crate::support::report_skip;
+
 /// Has the files of `kind` written into a directory of their own.
 fn generated(kind: &str) -> (tempfile::TempDir, Vec<PathBuf>) {
     let folder = tempfile::tempdir().unwrap();
@@ -32,7 +34,7 @@ fn ran(program: &str, arguments: &[&str]) -> Option<Output> {
     {
         Ok(output) => Some(output),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("SKIP: {program} is absent");
+            report_skip(&format!("{program} is absent"));
             None
         }
         Err(error) => panic!("{program}: {error}"),

@@ -25,6 +25,8 @@ use walmgr::test_support::wal::scan::{ScanStep, Scanner, Why};
 use walmgr::test_support::wal::segment::{ExpectedSegment, SegmentCheck, Verify};
 use walmgr_protocol::names::{Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize};
 
+use crate::support::report_skip;
+
 const BLOCK_BYTES: usize = 256 << 10;
 const PAGE_BYTES: u64 = 8192;
 
@@ -71,7 +73,7 @@ fn fault_51_wal_of_postgresql_18_reads_as_its_server_wrote_it() {
 fn check_version(major: u8, segment_mib: u32) {
     let installation = match Installation::find(major) {
         Ok(installation) => installation,
-        Err(reason) => return println!("SKIP: {reason}"),
+        Err(reason) => return report_skip(&reason),
     };
     let mut cluster = Cluster::create(installation, segment_mib);
     let archive = ExpectedSegment {

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::restore::Scene;
 use crate::support::backup_set::make_set;
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, StopMode, wait_for};
+use crate::support::{Cluster, StopMode, report_skip, wait_for};
 
 use crate::restore::PATIENCE;
 
@@ -112,7 +112,7 @@ fn fault_167_nothing_but_walmgr_removes_archived_wal() {
     for major in [15, 18] {
         match Cluster::available(major) {
             Ok(_) => neutralised(major),
-            Err(why) => println!("SKIP {why}"),
+            Err(why) => report_skip(&why),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::load::drain;
 use crate::restore::{CONTENT, PATIENCE};
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, Output, Site, StopMode, TempDir, run, wait_for};
+use crate::support::{Cluster, Output, Site, StopMode, TempDir, report_skip, run, wait_for};
 
 /// A master as Debian has them, and more: no file of settings in its data directory.
 struct Scene {
@@ -214,7 +214,7 @@ fn fault_135_configuration_in_pieces_is_restored_or_named() {
     for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(_) => both_sides(major),
-            Err(why) => println!("SKIP {why}"),
+            Err(why) => report_skip(&why),
         }
     }
 }

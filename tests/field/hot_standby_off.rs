@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::restore::{CONTENT, PATIENCE, Scene};
 use crate::support::backup_set::make_set;
-use crate::support::{Cluster, Output, StopMode, wait_for};
+use crate::support::{Cluster, Output, StopMode, report_skip, wait_for};
 
 /// A master with `hot_standby = off` and a restore point `here`; the rows at that point.
 fn scene(major: u8) -> (Scene, String) {
@@ -46,7 +46,7 @@ fn on_15_and_18(test: impl Fn(u8)) {
     for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(_) => test(major),
-            Err(why) => println!("SKIP {why}"),
+            Err(why) => report_skip(&why),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::load::drain;
 use crate::restore::{CONTENT, PATIENCE, Scene};
 use crate::support::backup_set::make_set;
 use crate::support::place::give_to_server;
-use crate::support::{Cluster, Output, wait_for};
+use crate::support::{Cluster, Output, report_skip, wait_for};
 
 /// What an old life of a server leaves in `postgresql.auto.conf`.
 const TRAVELLING: [(&str, &str); 17] = [
@@ -129,7 +129,7 @@ fn fault_128_what_is_about_another_life_of_the_server_is_named_and_off() {
     for major in crate::support::USUAL {
         match Cluster::available(major) {
             Ok(_) => both_sides(major),
-            Err(why) => println!("SKIP {why}"),
+            Err(why) => report_skip(&why),
         }
     }
 }

@@ -10,7 +10,7 @@ use walmgr_protocol::names::{TimelineId, WalFileName};
 
 use super::{offer_of, peer_of, plain_site, still_serves};
 use crate::support::peer::{PATIENCE, Peer};
-use crate::support::{Site, soak, wait_for};
+use crate::support::{Site, report_skip, soak, wait_for};
 
 /// Starts the receiver anew, with a bug.
 fn restart_with(site: &mut Site, place: &str) {
@@ -117,7 +117,7 @@ impl<'a> OtherWork<'a> {
 #[test]
 fn fault_145_a_panic_in_any_worker_is_answered_internal_and_one_line() {
     if !cfg!(debug_assertions) {
-        println!("SKIP: only a program with debug assertions takes a planted panic");
+        report_skip("only a program with debug assertions takes a planted panic");
         return;
     }
     let mut site = plain_site();
@@ -151,7 +151,7 @@ fn fault_145_a_panic_in_any_worker_is_answered_internal_and_one_line() {
 #[test]
 fn fault_238_a_panic_while_a_block_is_packed_ends_that_upload_alone() {
     if !cfg!(debug_assertions) {
-        println!("SKIP: only a program with debug assertions takes a planted panic");
+        report_skip("only a program with debug assertions takes a planted panic");
         return;
     }
     let mut site = plain_site();
@@ -186,7 +186,7 @@ fn fault_238_a_panic_while_a_block_is_packed_ends_that_upload_alone() {
 #[test]
 fn fault_145_after_a_panic_connections_are_accepted_again() {
     if !cfg!(debug_assertions) {
-        println!("SKIP: only a program with debug assertions takes a planted panic");
+        report_skip("only a program with debug assertions takes a planted panic");
         return;
     }
     let mut site = plain_site();
@@ -206,7 +206,7 @@ fn fault_145_after_a_panic_connections_are_accepted_again() {
 #[test]
 fn fault_145_a_panic_in_a_connections_task_ends_it_in_words() {
     if !cfg!(debug_assertions) {
-        println!("SKIP: only a program with debug assertions takes a planted panic");
+        report_skip("only a program with debug assertions takes a planted panic");
         return;
     }
     let mut site = plain_site();
