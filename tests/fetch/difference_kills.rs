@@ -61,7 +61,7 @@ impl OldScene {
         let is_old = self.data.join("of-the-old").exists();
         match (self.is_startable(), is_old) {
             (true, true) => self.assert_old(&self.data, context),
-            (true, false) => self.assert_restored(context),
+            (true, false) => self.assert_in_place(context),
             (false, true) if words == BESIDE => {
                 panic!("{context}: the old directory does not start any more")
             }
