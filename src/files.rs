@@ -152,12 +152,22 @@ pub(crate) fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
 pub(crate) fn resolved(path: &Path) -> PathBuf {
     // Every command asks for many paths, of which most exist and few have a `..`.
     let goes_up = path.components().any(|part| part == Component::ParentDir);
-    let parts = path.ancestors().take_while(|_| !goes_up);
-    for there in parts.filter(|there| !there.as_os_str().is_empty()) {
-        if let (Ok(real), Ok(rest)) = (there.canonicalize(), path.strip_prefix(there)) {
+    // Without dots and slashes at its end, which name no other file.
+    let plain: PathBuf = (path.components())
+        .filter(|part| *part != Component::CurDir)
+        .collect();
+    for there in plain.ancestors().take_while(|_| !goes_up) {
+        if there.as_os_str().is_empty() {
+            break;
+        }
+        if let (Ok(real), Ok(rest)) = (there.canonicalize(), plain.strip_prefix(there)) {
             return real.components().chain(rest.components()).collect();
         }
     }
+    resolved_by_steps(path)
+}
+
+fn resolved_by_steps(path: &Path) -> PathBuf {
     let mut found = PathBuf::new();
     for part in path.components() {
         match part {
@@ -660,6 +670,45 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o604);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_path_is_resolved_as_step_by_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir_all(at("real/inner")).unwrap();
+        std::fs::write(at("real/file"), "x").unwrap();
+        for (name, target) in [
+            ("folder", "real"),
+            ("log", "real/file"),
+            ("dangling", "nowhere"),
+            ("loop", "loop"),
+        ] {
+            std::os::unix::fs::symlink(at(target), at(name)).unwrap();
+        }
+        for name in [
+            "real/inner",
+            "folder/inner",
+            "folder/missing/deeper",
+            "folder/../log",
+            "folder/./inner/.",
+            "log",
+            "log/",
+            "log/.",
+            "dangling",
+            "dangling/under",
+            "loop/under",
+            "missing/../real",
+            "",
+        ] {
+            let path = at(name);
+            assert_eq!(resolved(&path), resolved_by_steps(&path), "{name}");
+        }
+        for path in ["missing", "./missing", "missing/./x", ".", ""] {
+            let path = Path::new(path);
+            assert_eq!(resolved(path), resolved_by_steps(path), "{path:?}");
+        }
+        assert_eq!(resolved(&at("log/")), resolved(&at("real/file")));
     }
 
     #[test]
