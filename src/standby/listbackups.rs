@@ -46,8 +46,10 @@ pub(crate) fn lines(config: &StandbyConfig) -> Result<(Vec<BackupLine>, Vec<Stri
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
         let details = entry.details(archive.as_ref()).into();
         let off_line = newest.and_then(|(archive, line)| entry.off_line(archive, line));
+        let of_no_use_on =
+            (newest.filter(|_| off_line.is_some())).map(|(_, line)| line.newest_timeline());
         let label = entry
-            .readable_label(&ahead.unwrap_or_default(), newest)
+            .readable_label(&ahead.unwrap_or_default(), of_no_use_on)
             .map(|label| BackupFacts {
                 timestamp: label.start_time,
                 label: label.label,

@@ -99,28 +99,23 @@ impl SetEntry {
         (!line.passes(end)).then(|| off_line(end, line))
     }
 
-    /// The label as a list shows it, with what lies `ahead` of its recovery along the `newest` line; or what is wrong
-    /// with the set.
+    /// The label as a list shows it, with what lies `ahead` of its recovery, and the newest timeline if it is of no use
+    /// on that; or what is wrong with the set.
     pub fn readable_label(
         self,
         ahead: &[Met],
-        newest: Option<(&ArchiveReader, &TimelineLine)>,
+        of_no_use_on: Option<TimelineId>,
     ) -> Result<BackupLabel, String> {
         if let Some(why) = self.condition.refusal() {
             return Err(why.to_owned());
         }
-        let of_no_use = newest.and_then(|(archive, line)| {
-            self.off_line(archive, line)?;
-            Some(format!(
-                " (of no use on timeline {})",
-                line.newest_timeline()
-            ))
-        });
         let mut label = self.label?;
         if let Some(remark) = self.condition.remark() {
             label.label.push_str(&format!(" ({remark})"));
         }
-        label.label.push_str(&of_no_use.unwrap_or_default());
+        if let Some(timeline) = of_no_use_on {
+            (label.label).push_str(&format!(" (of no use on timeline {timeline})"));
+        }
         for met in ahead {
             let lsn = met.lsn;
             let remark = match met.obstacle {

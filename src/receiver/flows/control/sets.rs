@@ -87,11 +87,15 @@ fn list(cluster: &Cluster, request: &ListBackups) -> Result<Fetch, Error> {
     let listed = listed.into_iter().take(limit).map(|set| {
         let ahead = archive.as_ref().zip(set.label.as_ref().ok());
         let ahead = ahead.and_then(|(archive, label)| archive.ahead_of(label).ok());
+        let of_no_use_on = newest.and_then(|(archive, line)| {
+            set.off_line(archive, line)?;
+            Some(line.newest_timeline())
+        });
         ListedSet {
             name: set.name.to_string(),
             details: set.details(archive.as_ref()),
             label: set
-                .readable_label(&ahead.unwrap_or_default(), newest)
+                .readable_label(&ahead.unwrap_or_default(), of_no_use_on)
                 .map(|it| label(&it)),
         }
     });
