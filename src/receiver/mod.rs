@@ -177,22 +177,22 @@ pub(crate) const ALL_CLUSTERS_TIMES: usize = 4;
 /// records, to answer and to fetch one file.
 pub(crate) const RESERVED: usize = 4;
 
-/// Threads of a cluster that no peer asks for: it is read round after round, and opened again.
-const KEEPER_THREADS: usize = 2;
+/// Threads of a cluster that no peer asks for: it is read round after round, and opened again; and one takes the event
+/// loop's place while the connection that ships its records waits for the disk.
+const OWN_THREADS: usize = 2 + 1;
 
 /// All threads of a process with so many clusters that may wait for a disk or a peer.
 pub(crate) const fn threads_max(clusters: usize) -> usize {
     const KINDS: usize = 4;
     match clusters {
         0 | 1 => THREADS_MAX,
-        _ => ALL_CLUSTERS_TIMES * THREADS_MAX + clusters * (KINDS * RESERVED + KEEPER_THREADS),
+        _ => ALL_CLUSTERS_TIMES * THREADS_MAX + clusters * (KINDS * RESERVED + OWN_THREADS),
     }
 }
 
-/// Those of one cluster. A stream of records has its own, and one that takes the event loop's place while the
-/// connection's waits for the disk.
+/// Those of one cluster.
 const THREADS_MAX: usize =
-    UPLOADS_MAX + FETCHES_MAX + 2 * STREAMS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX;
+    UPLOADS_MAX + FETCHES_MAX + STREAMS_MAX + REQUESTS_MAX + BACKUP_THREADS_MAX + OWN_THREADS;
 
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);

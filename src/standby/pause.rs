@@ -30,7 +30,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options) -> Result<()> {
             tracing::info!("waiting for {name}, which is being restored");
             said = Some(name);
         }
-        // PROGRESS is emptied in its place, of which the folder's time tells nothing.
+        // PROGRESS is blanked in its place, of which the folder's time tells nothing.
         std::thread::sleep(STEP);
     }
     match standing::at_target(config) {

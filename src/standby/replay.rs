@@ -130,7 +130,7 @@ impl ControlFiles {
         Ok((stop.server.is_none() || stop.server == ours).then_some(stop))
     }
 
-    /// Says that this file is being restored by this process, until the result is dropped. The file stays then, empty:
+    /// Says that this file is being restored by this process, until the result is dropped. The file stays then, blank:
     /// were it removed, the index of the folder's names would be older than the folder behind each segment. It keeps its
     /// length too: cutting it and writing to it again takes the file system longer than all of the rest of a call.
     ///

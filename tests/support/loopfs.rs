@@ -158,7 +158,7 @@ impl LoopFs {
             "remount,rw"
         };
         // Busy as long as somebody writes a file, which behind an answer may take a moment more.
-        wait_for("nobody writes any more", Duration::from_secs(10), || {
+        wait_for("nobody writes any more", Duration::from_secs(60), || {
             let mut mount = Command::new("mount");
             match run(mount.args(["-o", options]).arg(self.path())) {
                 Ok(_) => Some(()),

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{SegmentName, TimelineId};
@@ -14,6 +14,9 @@ use crate::receiver::{STREAM_DOUBTED_FOR, STREAM_IDLE_MAX};
 /// For how many segments it is remembered who shipped them, and how many are doubted at once: more than a master
 /// is ahead of its archiver when that works.
 const REMEMBERED_MAX: usize = 256;
+
+/// How long a job may take before it is the disk that whoever asks is told of, and not the one who ships.
+const DISK_HANGS: Duration = Duration::from_secs(5);
 
 /// The lock that the writer of the stream of records has.
 #[derive(Default)]
@@ -33,8 +36,8 @@ struct Holding {
 struct StreamHolder {
     who: String,
     timeline: TimelineId,
-    /// Whether its thread is doing a job.
-    at_work: bool,
+    /// Since when it has been doing a job, if it is.
+    at_work: Option<Instant>,
     /// When it took the lock, or its last records became durable.
     since: Instant,
 }
@@ -76,8 +79,8 @@ impl WriterLock {
             let is_idle = now.duration_since(holder.since) >= STREAM_IDLE_MAX;
             let is_better = timeline > holder.timeline
                 || (holding.is_doubted(&holder.who, now) && !holding.is_doubted(who, now));
-            if holder.at_work || (!is_idle && !is_better) {
-                return Err(active(&holder.who));
+            if holder.at_work.is_some() || (!is_idle && !is_better) {
+                return Err(active(holder, now));
             }
             tracing::info!("{who} takes over the stream of records from {}", holder.who);
         }
@@ -85,7 +88,7 @@ impl WriterLock {
         holding.holder = Some(StreamHolder {
             who: who.to_owned(),
             timeline,
-            at_work: false,
+            at_work: None,
             since: now,
         });
         Ok(WriterGuard {
@@ -140,13 +143,13 @@ impl WriterGuard {
         let is_own = holding.number == self.number;
         match &mut holding.holder {
             Some(holder) if is_own => {
-                holder.at_work = matches!(work, StreamWork::Begins);
+                holder.at_work = matches!(work, StreamWork::Begins).then_some(now);
                 if let StreamWork::Shipped = work {
                     holder.since = now;
                 }
                 Ok(())
             }
-            Some(holder) => Err(active(&holder.who)),
+            Some(holder) => Err(active(holder, now)),
             None => Err(not_begun()),
         }
     }
@@ -173,12 +176,23 @@ fn host_of(who: &str) -> &str {
     who.rsplit_once(':').map_or(who, |(host, _)| host)
 }
 
-fn active(who: &str) -> Error {
-    Error::channel(
-        ErrorCode::WriterActive,
-        format!("{who} already ships records of this WAL"),
-        "run one syncdaemon; if its host died, its place is free after 30 s",
-    )
+fn active(holder: &StreamHolder, now: Instant) -> Error {
+    let who = &holder.who;
+    let at_work = holder.at_work.map(|since| now.duration_since(since));
+    let (text, hint) = match at_work {
+        Some(waited) if waited >= DISK_HANGS => (
+            format!(
+                "records that {who} shipped wait for the disk of the archive, for {} s now",
+                waited.as_secs()
+            ),
+            "look at that disk; walmgr tries again",
+        ),
+        _ => (
+            format!("{who} already ships records of this WAL"),
+            "run one syncdaemon; if its host died, its place is free after 30 s",
+        ),
+    };
+    Error::channel(ErrorCode::WriterActive, text, hint)
 }
 
 /// The session lets nothing through before the stream was granted.
@@ -226,9 +240,10 @@ mod tests {
         first.work(StreamWork::Begins, soon).unwrap();
         let late = soon + STREAM_IDLE_MAX * 2;
         let refused = lock.take("second", two, late).err().unwrap();
-        assert!(refused.message.contains("first already ships"), "{refused}");
+        assert!(refused.message.contains("first shipped wait"), "{refused}");
         first.work(StreamWork::Shipped, late).unwrap();
-        assert!(lock.take("second", one, late).is_err());
+        let refused = lock.take("second", one, late).err().unwrap();
+        assert!(refused.message.contains("first already ships"), "{refused}");
         let second = lock.take("second", one, late + STREAM_IDLE_MAX).unwrap();
         assert!(
             first

@@ -114,9 +114,9 @@ impl PartialFlow {
                 ReceiverAction::Append(append) => RecordJob::Append(append),
                 ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
             };
-            let is_alone = !link.wire.has_more();
+            let is_last = !link.wire.has_more();
             let done = match &mut self.worker {
-                Some(worker) => worker.give(job, is_alone).await,
+                Some(worker) => worker.give(job, is_last).await,
                 // The one there was ended; what it was to do is done by none.
                 None => return self.fail(link, failed_on("stream")).await,
             };

@@ -4,12 +4,13 @@
 //!
 //! A commit that waits for the standby waits for every change of threads too. So records that come alone, while the
 //! worker has nothing to do and the disk is quick, are made durable by the thread that read them from the socket,
-//! which says so itself. Everything else is the worker's: records that come in a row, so that the socket is read while
-//! the disk syncs, and all of them behind a sync that took longer than [`QUICK`], so that a connection still answers while
-//! a disk does not. One that hangs all of a sudden keeps its connection waiting, and no other: the event loop
-//! goes on with another thread.
+//! which says so itself. Everything else is the worker's: records that come in a row or are many, so that the socket is
+//! read while the disk syncs, and all of them behind a sync that took longer than [`QUICK`], so that a connection still
+//! answers while a disk does not. One that hangs all of a sudden keeps its connection waiting, and no other: the event
+//! loop goes on with another thread. That connection then answers no ping and heeds no reload; its client gives it up,
+//! and hears on the next that records wait for the disk. A stop of the receiver waits for it as long as for an upload.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::compress::Unpacker;
@@ -24,7 +25,7 @@ use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::reports::RecordReport;
 use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{self, FromWorker, Worker, WorkerReport};
-use crate::receiver::{STREAMS_PER_PEER_MAX, refusal};
+use crate::receiver::{STREAMS_PER_PEER_MAX, refusal, wait_named};
 use crate::store::{DurableRecords, PartialStream, StoreError};
 
 /// What the connection asks of the stream.
@@ -43,8 +44,8 @@ pub(crate) enum RecordJob {
 /// of threads take some tens of microseconds: nothing beside a disk that is slower than this.
 const QUICK: Duration = Duration::from_millis(2);
 
-/// What a stream is called in the log, and where a test plants its faults.
-const NAME: &str = "stream";
+/// More bytes than these do not come alone: a commit has some hundreds.
+const ALONE_BYTES_MAX: u32 = 32 << 10;
 
 /// A stream of records and its worker; dropping it ends the worker once its last job is done.
 pub(crate) struct StreamWorker {
@@ -82,12 +83,13 @@ impl StreamWorker {
             failed: false,
             done: 0,
             said: 0,
+            quick: wait_named("WALMGR_QUICK_SYNC_MS", QUICK),
             is_quick: false,
         }));
         let at_work = Arc::clone(&stream);
         let worker = Worker::start(
             &workforce,
-            NAME,
+            "stream",
             BLOCKS_IN_FLIGHT,
             say,
             move |mut jobs, say| {
@@ -118,16 +120,16 @@ impl StreamWorker {
         is_own
     }
 
-    /// Has a job done. Returns its report if it was done at once; `is_alone` says that no other waits to be read.
-    pub(crate) async fn give(&mut self, job: RecordJob, is_alone: bool) -> Option<RecordReport> {
+    /// Has a job done. Returns its report if it was done at once; `is_last` says that no other was read yet.
+    pub(crate) async fn give(&mut self, job: RecordJob, is_last: bool) -> Option<RecordReport> {
         self.given += 1;
         let stream = Arc::clone(&self.stream);
-        if is_alone
-            && matches!(job, RecordJob::Append(_))
+        if is_last
+            && matches!(&job, RecordJob::Append(append) if append.raw_bytes <= ALONE_BYTES_MAX)
             && let Some(mut stream) = self.at_hand(&stream)
         {
             let done = tokio::task::block_in_place(|| {
-                worker::contained(NAME, || stream.perform(job, || None).0)
+                worker::contained("append", || stream.perform(job, || None).0)
             });
             let report = done.unwrap_or_else(|error| Some(RecordReport::failed(error)));
             self.heard += u64::from(report.is_some());
@@ -140,17 +142,14 @@ impl StreamWorker {
     /// The stream, if the disk is quick, the worker has done all that it was given before, and no report of it is on its
     /// way.
     fn at_hand<'a>(&self, stream: &'a Mutex<RecordStream>) -> Option<MutexGuard<'a, RecordStream>> {
-        let stream = match stream.try_lock() {
-            Ok(stream) => stream,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        // Of a worker that panicked nobody else takes over what it left.
+        let stream = stream.try_lock().ok()?;
         let is_free = stream.done + 1 == self.given && stream.said == self.heard;
         (stream.is_quick && is_free).then_some(stream)
     }
 }
 
-/// Each change of it is complete before the next can panic, or its worker ends with it.
+/// Only its worker waits for it, which ends when it panics.
 fn locked(stream: &Mutex<RecordStream>) -> MutexGuard<'_, RecordStream> {
     stream.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -166,7 +165,9 @@ struct RecordStream {
     done: u64,
     /// What was said of them.
     said: u64,
-    /// Whether the last append was durable within [`QUICK`].
+    /// [`QUICK`].
+    quick: Duration,
+    /// Whether the last append was durable within that.
     is_quick: bool,
 }
 
@@ -196,7 +197,7 @@ impl RecordStream {
                 let began = Instant::now();
                 let appended;
                 (appended, behind) = self.append_all(append, more);
-                self.is_quick = began.elapsed() < QUICK;
+                self.is_quick = began.elapsed() < self.quick;
                 appended.map(RecordReport::Durable).map(Some)
             }
         };
