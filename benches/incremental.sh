@@ -18,8 +18,7 @@
 #   1 % of the pages, after rows    the same pages as above, behind a set that shares its other blocks with older ones
 #                                   here and there
 #   full                            backup --full of the same, right behind it
-#   a copy of a set, on the disk    cp -a of the newest set, and a sync: the least that any backup can take which
-#                                   leaves a whole set and shares no blocks
+#   a copy of a set, on the disk    cp -a of the newest set, and a sync: what the disk takes for as much
 # Each file system is in a file of its own below WALMGR_BENCH_DIR, with both the cluster and the archive on it. What a
 # backup read and sent is its own count; the changed pages are those whose LSN is behind the parent's start; what it takes
 # of the disk are the blocks that it shares with no other set (`own_bytes` of `listbackups --json`).
