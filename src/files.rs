@@ -3,9 +3,11 @@
 //! name. Invariant: after a return of `Ok` the content survives a power cut; a `HandedOver` file,
 //! whose reader makes it durable itself, is the one exception.
 
+mod resolved;
 pub(crate) mod slices;
 mod stamp;
 
+pub(crate) use resolved::resolved;
 pub(crate) use stamp::{ChangeStamp, file_clock};
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -146,43 +148,6 @@ pub(crate) fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error).at(Kind::Retry, "lock", directory),
     }
-}
-
-/// The path with the symlinks and dots resolved that can be; what does not exist stays as written.
-pub(crate) fn resolved(path: &Path) -> PathBuf {
-    // Every command asks for many paths, of which most exist and few have a `..`.
-    let goes_up = path.components().any(|part| part == Component::ParentDir);
-    // Without dots and slashes at its end, which name no other file.
-    let plain: PathBuf = (path.components())
-        .filter(|part| *part != Component::CurDir)
-        .collect();
-    for there in plain.ancestors().take_while(|_| !goes_up) {
-        if there.as_os_str().is_empty() {
-            break;
-        }
-        if let (Ok(real), Ok(rest)) = (there.canonicalize(), plain.strip_prefix(there)) {
-            return real.components().chain(rest.components()).collect();
-        }
-    }
-    resolved_by_steps(path)
-}
-
-fn resolved_by_steps(path: &Path) -> PathBuf {
-    let mut found = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => {
-                found.pop();
-            }
-            Component::CurDir => {}
-            part => found.push(part),
-        }
-        // A directory at a time, so that `..` leaves where a symlink led and not where it stood.
-        if let Ok(real) = found.canonicalize() {
-            found = real;
-        }
-    }
-    found
 }
 
 /// How many bytes are going to be written, by the file system that takes them.
@@ -670,45 +635,6 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o604);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_path_is_resolved_as_step_by_step() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::create_dir_all(at("real/inner")).unwrap();
-        std::fs::write(at("real/file"), "x").unwrap();
-        for (name, target) in [
-            ("folder", "real"),
-            ("log", "real/file"),
-            ("dangling", "nowhere"),
-            ("loop", "loop"),
-        ] {
-            std::os::unix::fs::symlink(at(target), at(name)).unwrap();
-        }
-        for name in [
-            "real/inner",
-            "folder/inner",
-            "folder/missing/deeper",
-            "folder/../log",
-            "folder/./inner/.",
-            "log",
-            "log/",
-            "log/.",
-            "dangling",
-            "dangling/under",
-            "loop/under",
-            "missing/../real",
-            "",
-        ] {
-            let path = at(name);
-            assert_eq!(resolved(&path), resolved_by_steps(&path), "{name}");
-        }
-        for path in ["missing", "./missing", "missing/./x", ".", ""] {
-            let path = Path::new(path);
-            assert_eq!(resolved(path), resolved_by_steps(path), "{path:?}");
-        }
-        assert_eq!(resolved(&at("log/")), resolved(&at("real/file")));
     }
 
     #[test]
