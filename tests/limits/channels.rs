@@ -1,13 +1,17 @@
 //! What a peer may use its channels for: one thing at a time, one fetch and one stream a connection.
 
-use walmgr_protocol::message::fetch::{Fetch, GetFile};
+use std::fs;
+
+use walmgr_protocol::message::fetch::{Fetch, GetFile, GetSet};
 use walmgr_protocol::message::partial::{Begin, Partial};
 use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
-use walmgr_protocol::names::{TimelineId, WalFileName};
+use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
 
 use super::{peer_of, plain_site, still_serves};
 use crate::support::Site;
+use crate::support::backup_set::set_path;
 use crate::support::peer::Peer;
+use crate::support::place::give_to_server;
 
 fn get(name: WalFileName) -> Message {
     Message::Fetch(Fetch::GetFile(GetFile {
@@ -29,6 +33,27 @@ fn stored(site: &Site, number: u64) -> WalFileName {
     name.parse().unwrap()
 }
 
+/// Asks for a set with more than the sockets between the two take: it is under way as long as nobody reads it.
+fn get_much(site: &Site) -> Message {
+    let set = set_path(site, "data.master");
+    fs::create_dir(&set).unwrap();
+    let start_time = "2026-01-02 03:04:05 UTC";
+    let label = format!(
+        "START WAL LOCATION: 0/300028 (file {})\nCHECKPOINT LOCATION: 0/300060\nBACKUP METHOD: streamed\n\
+         BACKUP FROM: primary\nSTART TIME: {start_time}\nLABEL: x\nSTART TIMELINE: 1\n",
+        site.segment_name(3)
+    );
+    fs::write(set.join("backup_label"), label).unwrap();
+    fs::write(set.join("much"), vec![7; 64 << 20]).unwrap();
+    give_to_server(&set);
+    Message::Fetch(Fetch::GetSet(GetSet {
+        start: Lsn(0x30_0028),
+        timestamp: start_time.to_owned(),
+        offset: 0,
+        compression: 0,
+    }))
+}
+
 /// Takes a file to its end.
 fn fetched(peer: &mut Peer, channel: u16, name: WalFileName) -> u64 {
     peer.send(channel, &get(name));
@@ -43,18 +68,17 @@ fn fetched(peer: &mut Peer, channel: u16, name: WalFileName) -> u64 {
 
 #[test]
 fn a_second_fetch_on_a_connection_meanwhile_breaks_a_rule() {
-    // More than the sockets between the two take, so it cannot have ended.
-    let site = Site::builder().plain().segment_size_mb(64).build();
+    let site = plain_site();
     let name = stored(&site, 1);
     let mut peer = peer_of(&site);
-    peer.send(1, &get(name));
-    assert!(matches!(peer.answer(1), Message::Data(_)));
+    peer.send(1, &get_much(&site));
+    assert!(!matches!(peer.answer(1), Message::Error(_)));
     peer.send(2, &get(name));
     let error = loop {
         match peer.receive().expect("words before the end").message {
             Message::Error(error) => break error,
-            Message::Data(_) => {}
-            other => panic!("{other:?}"),
+            Message::Fetch(Fetch::End(_)) => panic!("all of it came"),
+            _ => {}
         }
     };
     assert_eq!(
