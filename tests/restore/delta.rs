@@ -392,3 +392,46 @@ fn fault_218_a_disk_that_fills_up_on_the_way_loses_nothing() {
         assert_restored(&wreck, &context);
     }
 }
+
+#[test]
+fn fault_302_an_old_file_that_changes_while_it_is_cloned_is_not_believed() {
+    skip_unless!(Strace::available());
+    skip_unless!(Cluster::available(15));
+    let disk = skip_unless!(LoopFs::create(FileSystem::Xfs, 1000));
+    let mut dice = Dice::thrown("an old file that changes");
+    let scene = Scene::placed(Cluster::builder(), Some(disk.path()));
+    let wreck = prepared(scene, &mut dice);
+    wreck.begin();
+    let data = wreck.scene.data();
+    let files = files_below(&wreck.spare, &["base"]);
+    let longest = files
+        .iter()
+        .max_by_key(|path| path.metadata().unwrap().len());
+    let name = longest.unwrap().strip_prefix(&wreck.spare).unwrap();
+    let good = fs::read(wreck.spare.join(name)).unwrap();
+    let mut bad = good.clone();
+    bad[10_000] ^= 1;
+    // Whatever became of it, it may be taken over.
+    let old = data.join(name);
+    let _ = fs::remove_file(&old);
+    fs::write(&old, bad).unwrap();
+    give_to_server(&old);
+    // Its time is not that of what is written next.
+    std::thread::sleep(Duration::from_millis(100));
+    let clone = data.with_extension("restoring").join(name);
+    let strace = Strace::available().unwrap().unprivileged();
+    let strace = strace.only_on(&clone).inject("ioctl:delay_exit=5s");
+    let mut command = strace.wrap(&wreck.scene.site.standby_walmgr(&BESIDE));
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    let mut restore = command.spawn().unwrap();
+    wait_for("the clone", Duration::from_secs(60), || {
+        let found = clone.metadata();
+        found
+            .is_ok_and(|found| found.len() == good.len() as u64)
+            .then_some(())
+    });
+    // What is read from here on is as listed, and the clone is not.
+    fs::write(&old, &good).unwrap();
+    assert!(restore.wait().unwrap().success());
+    assert_restored(&wreck, "mended");
+}
