@@ -549,7 +549,8 @@ fn processes_of(data: &Path) -> Vec<u32> {
         .collect()
 }
 
-fn binaries(major: u8) -> Result<PathBuf, String> {
+/// Where the programs of a version are that the tests run.
+pub fn binaries(major: u8) -> Result<PathBuf, String> {
     let fetched = std::env::var_os("WALMGR_TEST_PG").map_or_else(
         || PathBuf::from("/var/tmp/walmgr-test-postgres"),
         PathBuf::from,

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+use crate::support::cluster::binaries;
+
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where one major version's programs are, and who may run them.
@@ -25,18 +27,7 @@ pub struct Installation {
 impl Installation {
     /// Looks in `$WALMGR_TEST_PG`, in `target/postgres` and where Debian puts it.
     pub fn find(major: u8) -> Result<Installation, String> {
-        let unpacked = std::env::var_os("WALMGR_TEST_PG").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres"),
-            PathBuf::from,
-        );
-        let places = [
-            unpacked.join(major.to_string()).join("native/bin"),
-            PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")),
-        ];
-        let programs = places
-            .into_iter()
-            .find(|place| place.join("postgres").exists())
-            .ok_or_else(|| format!("PostgreSQL {major} is not on this machine"))?;
+        let programs = binaries(major)?;
         let clients = (13..=18)
             .rev()
             .map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")))
