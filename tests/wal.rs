@@ -189,7 +189,7 @@ fn crash_within_a_record(cluster: &mut Cluster, archive: &ExpectedSegment) {
     }
     let cut = scan_wal(cluster, archive);
     // Of a record at the beginning of a page the one before ends ahead of the page's header.
-    let ends_a_page = cut.end.0 % PAGE_BYTES == 0;
+    let ends_a_page = cut.end.0.is_multiple_of(PAGE_BYTES);
     let gap_bytes = long.lsn.0 - cut.end.0;
     assert!(
         gap_bytes == 0 || ends_a_page && gap_bytes <= 40,
