@@ -236,47 +236,34 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// Opens a file that is there to be locked, and makes it. Refuses a link: what is written into the file says who has
 /// the lock, and would destroy what the link leads to.
 pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(OWN_FLAGS.bits().cast_signed())
-        .open(path)
-        .map_err(no_link)?;
-    only_a_file(file)
+    open_own(path, OpenOptions::new().read(true))
 }
 
 /// Writes a note of walmgr's own that a crash may take away. Refuses a link, and does not wait for a FIFO's reader.
 pub(crate) fn note(path: &Path, content: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(OWN_FLAGS.bits().cast_signed())
-        .open(path)
-        .map_err(no_link)?;
-    only_a_file(file)?.write_all(content)
+    open_own(path, OpenOptions::new().truncate(true))?.write_all(content)
 }
 
 /// Writes such a note where one of the same length lies already, or none, so that nothing is set aside or freed for it.
 pub(crate) fn note_in_place(path: &Path, content: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(OWN_FLAGS.bits().cast_signed())
-        .open(path)
-        .map_err(no_link)?;
-    let file = only_a_file(file)?;
+    let file = open_own(path, &mut OpenOptions::new())?;
     file.write_all_at(content, 0)?;
     match file.metadata()?.len() > content.len() as u64 {
         true => file.set_len(content.len() as u64),
         false => Ok(()),
     }
+}
+
+/// Opens a file of walmgr's own to write it, or makes it; no link, and nothing but a file.
+fn open_own(path: &Path, how: &mut OpenOptions) -> io::Result<File> {
+    let file = how
+        .write(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(OWN_FLAGS.bits().cast_signed())
+        .open(path)
+        .map_err(no_link)?;
+    only_a_file(file)
 }
 
 fn only_a_file(file: File) -> io::Result<File> {

@@ -132,7 +132,7 @@ impl ControlFiles {
 
     /// Says that this file is being restored by this process, until the result is dropped. The file stays then, blank:
     /// were it removed, the index of the folder's names would be older than the folder behind each segment. It keeps its
-    /// length too: cutting it and writing to it again takes the file system longer than all of the rest of a call.
+    /// length too, so that no call has the file system free a block and set one aside.
     ///
     /// Best effort: replay must not end because a note cannot be written.
     pub(crate) fn progress(&self, name: WalFileName) -> ProgressFile {
