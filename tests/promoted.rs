@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::replay;
 use crate::restore::{PATIENCE, Scene, names_in};
 use crate::support::place::{as_server, give_to_server, walmgr, walmgr_binary};
 use crate::support::{Cluster, Site, StopMode, run, wait_for};
@@ -304,5 +305,47 @@ fn fault_298_a_set_that_ended_behind_the_branch_serves_nobody_on_it() {
         );
         scene.site.standby_command(&["restore", "-n"]).succeed();
         fs::remove_dir_all(lost).unwrap();
+    }
+}
+
+/// The master has archived the beginning of a record, and dies before its end is archived: the standby has nothing of it.
+#[test]
+fn fault_303_a_master_that_died_amid_a_record_is_succeeded() {
+    for major in majors() {
+        let mut site = replay::bare_master(major);
+        site.master_command(&["backup"]).succeed();
+        let standby = replay::copy_of_master(&mut site, "successor", &["archive_mode = on"]);
+        site.cluster().psql("CREATE TABLE kept AS SELECT 1 AS n");
+        let before = site.archived_names().len();
+        let message = "SELECT pg_logical_emit_message(false, 'walmgr', repeat('x', 3500000))";
+        site.cluster().psql(message);
+        // Where the record begins, and two that it fills; it ends in the one that is being written.
+        wait_for("the beginning of the record", PATIENCE, || {
+            (site.archived_names().len() >= before + 3).then_some(())
+        });
+        site.cluster_mut().kill9();
+        let data = site.data().to_path_buf();
+        let lost = data.with_extension("lost");
+        fs::rename(&data, &lost).unwrap();
+        fs::rename(standby.data(), &data).unwrap();
+        replay::signal_file(site.cluster(), "standby.signal");
+        let last = replay::newest_segment(&site);
+        let server = site.cluster_mut();
+        server.start();
+        replay::wait_until_restored(server, &last);
+        promote(server);
+        assert_eq!(server.psql("SELECT n FROM kept"), "1");
+        let left = server.psql("SELECT pg_walfile_name(redo_lsn) FROM pg_control_checkpoint()");
+        assert!(
+            left.starts_with("00000002") && left[8..] < last[8..],
+            "{left} {last}"
+        );
+        archives_its_timeline(&site, site.cluster());
+        let status = site.standby_command(&["status"]);
+        assert_eq!(status.code, Some(0), "{status:?}");
+        let said = site.master_command(&["backup"]).succeed();
+        assert!(said.contains("incremental, built on"), "{said}");
+        fs::remove_dir_all(lost).unwrap();
+        drop(standby);
     }
 }

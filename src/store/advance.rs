@@ -22,6 +22,7 @@ use super::error::StoreError;
 use super::joints::{JointVerdict, Joints};
 use super::lineage::{Apart, ApartKind};
 use super::shared::{Archive, Shared};
+use crate::wal::joint::SegmentEnd;
 use crate::wal::segment::Verify;
 
 impl Archive {
@@ -32,14 +33,15 @@ impl Archive {
 }
 
 impl Shared {
-    /// Puts a checked file in the place of the stored one, which gives way to it and is kept. The name must be
-    /// locked.
+    /// Puts a checked file in the place of the stored one, which gives way to it and is kept. `content` is the text of
+    /// a history, and how a segment ends. The name must be locked.
     pub(super) fn take_place(
         &self,
         name: WalFileName,
         synced: SyncedTemporary,
         _alone: &NamingPermit<'_>,
-        (text, by): (&[u8], &str),
+        content: (&[u8], Option<SegmentEnd>),
+        by: &str,
     ) -> Result<Durable, StoreError> {
         let stored_by = self.origin_of(name)?;
         let origin = (name, stored_by.as_str());
@@ -57,7 +59,7 @@ impl Shared {
             {name} that {by} sent takes its place, and the old one is kept as {kept}"
         );
         // Behind the exchange, so that a crash leaves what counts for less.
-        self.judge_anew(name, text, by)?;
+        self.judge_anew(name, content, by)?;
         self.forget_offered(name, &durable)?;
         Ok(durable)
     }
@@ -81,7 +83,7 @@ impl Shared {
     pub(super) fn judge_anew(
         &self,
         name: WalFileName,
-        text: &[u8],
+        content: (&[u8], Option<SegmentEnd>),
         by: &str,
     ) -> Result<(), StoreError> {
         let mut lineage = self.lineage()?;
@@ -91,7 +93,7 @@ impl Shared {
             }
             _ => lineage = lineage.without_note(name),
         }
-        match self.judge(&lineage, name, text)? {
+        match self.judge(&mut lineage, name, content)? {
             Some(apart) => apart_notes::write(&self.completed, name, &apart, by)?,
             // It is joined with its connections, which are looked at next.
             None if matches!(name, WalFileName::History(_)) => {
@@ -171,7 +173,7 @@ impl Shared {
         let is_open =
             |apart: Option<Apart>| matches!(apart, None | Some(Apart::Unconnected { .. }));
         let stored = is_open(lineage.judge_history(&stored));
-        Ok(!stored || is_open(self.judge(&lineage, name, text)?))
+        Ok(!stored || is_open(self.judge(&mut lineage, name, (text, None))?))
     }
 
     /// Takes the marks away of segments that came early and go on with what is before them by now. Of those behind

@@ -19,6 +19,7 @@ use super::partial::{PartialEnd, partial_names};
 use super::reader::ArchiveReader;
 use super::shared::{Archive, Shared};
 use crate::wal::history::History;
+use crate::wal::joint::SegmentEnd;
 
 /// Leave for one file to get its name; nobody judges another one meanwhile.
 pub(super) enum NamingPermit<'a> {
@@ -71,12 +72,12 @@ impl Archive {
 }
 
 impl Shared {
-    /// Judges a file that is about to get its name, by its length and CRC-32 too; `text` is that of a history.
-    /// What is set apart has its note when this returns.
+    /// Judges a file that is about to get its name, by its length and CRC-32 too; `text` is that of a history, `end` how a
+    /// segment ends. What is set apart has its note when this returns.
     pub(super) fn admit(
         &self,
         (name, digest): (WalFileName, (u64, u32)),
-        text: &[u8],
+        (text, end): (&[u8], Option<SegmentEnd>),
         (by, may_fail_over): (&str, bool),
     ) -> Result<NamingPermit<'_>, StoreError> {
         match name {
@@ -102,7 +103,7 @@ impl Shared {
         let alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
         let mut noted = false;
         if self.completed.stat_at(&name.to_string())?.is_none() && !self.counted(name, digest)? {
-            noted = self.note(name, text, (by, may_fail_over))?;
+            noted = self.note(name, (text, end), (by, may_fail_over))?;
         }
         Ok(NamingPermit::Judged {
             _alone: alone,
@@ -114,11 +115,11 @@ impl Shared {
     fn note(
         &self,
         name: WalFileName,
-        text: &[u8],
+        (text, end): (&[u8], Option<SegmentEnd>),
         (by, may_fail_over): (&str, bool),
     ) -> Result<bool, StoreError> {
-        let lineage = self.lineage()?;
-        let judged = self.judge(&lineage, name, text)?;
+        let mut lineage = self.lineage()?;
+        let judged = self.judge(&mut lineage, name, (text, end))?;
         let is_declared = may_fail_over && matches!(name, WalFileName::History(_));
         if is_declared && judged.is_none_or(|apart| apart.yields_to_failover()) {
             failover::tell(name, by, judged);
@@ -271,12 +272,23 @@ impl Shared {
 
     pub(super) fn judge(
         &self,
-        lineage: &Lineage,
+        lineage: &mut Lineage,
         name: WalFileName,
-        text: &[u8],
+        (text, end): (&[u8], Option<SegmentEnd>),
     ) -> Result<Option<Apart>, StoreError> {
+        let reader = ArchiveReader::of(Arc::clone(&self.completed), self.binding()?);
+        let finished = lineage.facts().segments.clone();
+        let stored_end = |segment| reader.kept_end(&finished, segment);
         match name {
             WalFileName::Segment(segment) => {
+                let arriving = |other| {
+                    if other == segment {
+                        end
+                    } else {
+                        stored_end(other)
+                    }
+                };
+                lineage.learn_unended(None, arriving);
                 Ok(lineage.judge(segment, self.ahead_max.load(Ordering::Relaxed)))
             }
             WalFileName::History(timeline) => {
@@ -285,6 +297,7 @@ impl Shared {
                     name,
                     why: fault.to_string(),
                 })?;
+                lineage.learn_unended(Some(&history), stored_end);
                 Ok(lineage.judge_history(&history))
             }
             WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(None),

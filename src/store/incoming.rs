@@ -192,7 +192,11 @@ fn seal_checked(
     let joined = shared.join(name, verify, checked.scanner, |each| {
         synced.read_pages(each)
     })?;
-    let admission = shared.admit((name, checked.digest), text, (by, checked.may_fail_over))?;
+    let admission = shared.admit(
+        (name, checked.digest),
+        (text, joined.end()),
+        (by, checked.may_fail_over),
+    )?;
     for _ in 0..PUBLISH_ATTEMPTS_MAX {
         if shared.make_way(name, &joined)?
             && let Some(durable) = synced.publish(name)?
@@ -211,7 +215,8 @@ fn seal_checked(
                     || checked.may_fail_over && shared.gives_way_to_failover(name)? =>
             {
                 shared.note_joined(name, &joined)?;
-                let durable = shared.take_place(name, synced, &admission, (text, by))?;
+                let content = (text, joined.end());
+                let durable = shared.take_place(name, synced, &admission, content, by)?;
                 shared.keep(&durable, joined, by);
                 shared.admitted(&admission, name);
                 return Ok(FileSealed::Stored(durable));

@@ -38,6 +38,11 @@ pub(super) struct Joined {
 }
 
 impl Joined {
+    /// How the segment ends, if somebody walked to there.
+    pub(super) const fn end(&self) -> Option<SegmentEnd> {
+        self.end
+    }
+
     /// Whether whoever hands it out need not go through its records: each held, and replay gets past all of them.
     fn has_sound_records(&self) -> bool {
         let is_free = self.obstacles.all().is_empty() && !self.obstacles.is_cut();

@@ -43,6 +43,13 @@
 //! between two timelines that left one line: a claim does not hold against an older sibling that leads further, and is
 //! set apart at once where that one was opened here or chosen.
 //!
+//! # A record that its server never ended
+//!
+//! A server writes whole pages ahead of a commit. One that dies there leaves a finished segment, archived as such, whose
+//! last record goes on into a segment that never came. Whoever is promoted behind it begins where that record does, before the
+//! segment's last byte. No record is lost with it, so where WAL *ends* means its last whole record in all of the above
+//! ([`Lineage::learn_unended`]); the rest of that record, should it arrive, is the parent going on.
+//!
 //! A file in the archive without a note counts: it was accepted, or an administrator put it there.
 
 use std::collections::BTreeSet;
@@ -59,6 +66,7 @@ mod pieces;
 mod rival;
 #[cfg(test)]
 mod tests;
+mod unended;
 
 pub(crate) use claim::Outgrown;
 pub(crate) use judge::Apart;

@@ -349,6 +349,7 @@ impl ArchiveReader {
             unreadable: BTreeMap::new(),
             notes: apart_notes::notes(&self.completed)?,
             claimed: apart_notes::claims(&self.completed)?.into_keys().collect(),
+            unended: BTreeMap::new(),
         };
         for name in &listing.others {
             match name {
@@ -376,7 +377,21 @@ impl ArchiveReader {
             _ => None,
         });
         facts.damaged = damaged.collect();
-        Ok(Lineage::of(facts))
+        let mut lineage = Lineage::of(facts);
+        lineage.learn_unended(None, |segment| self.kept_end(&listing.segments, segment));
+        Ok(lineage)
+    }
+
+    /// How a finished segment ends, if that was kept when it was acknowledged.
+    pub(super) fn kept_end(
+        &self,
+        finished: &SegmentRuns,
+        segment: SegmentName,
+    ) -> Option<SegmentEnd> {
+        let is_there = finished.contains(segment);
+        let kept = is_there.then(|| self.checksums.read(WalFileName::Segment(segment)))??;
+        // Whoever replaced by hand what a start found has not told where its last record begins.
+        kept.end.filter(|_| !kept.is_found)
     }
 
     /// What it means that [`ArchiveReader::find`] found nothing.

@@ -70,6 +70,14 @@ pub(crate) fn header_bytes(address: Lsn, size: WalSegmentSize) -> usize {
     }
 }
 
+/// Where a record begins that follows one which ends here.
+pub(crate) fn record_begins_behind(end: Lsn, size: WalSegmentSize) -> Lsn {
+    match end.0.is_multiple_of(PAGE_BYTES) {
+        true => Lsn(end.0.saturating_add(header_bytes(end, size) as u64)),
+        false => end,
+    }
+}
+
 /// The fields of a page header; those of a segment's first page are 0 in any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PageHeader {

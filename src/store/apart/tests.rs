@@ -1,6 +1,8 @@
 //! What gets a note when it arrives, and what takes it away again.
 //! Never asks the model by itself. Invariant: a note is there before its file has its name.
 
+use walmgr_protocol::names::Lsn;
+
 use super::*;
 use crate::store::apart_notes::APART_NAME;
 use crate::store::testing::{
@@ -297,4 +299,132 @@ fn fault_282_a_segment_in_progress_is_read_once_until_it_changes() {
     let (is_read, further) = ends_when_pushed();
     assert!(is_read, "what changed is read again");
     assert_eq!(ends_when_pushed(), (false, further));
+}
+
+/// A master that died amid a record of several segments, and the server that was promoted where that begins.
+struct Promoted {
+    /// Segments 3 to 6 of timeline 1; in the third a record begins that ends in the sixth.
+    old: Vec<Sample>,
+    history: Sample,
+    /// Segments 3 and 4 of timeline 2.
+    new: Vec<Sample>,
+}
+
+/// `begins_page`: whether the record that nobody ended is the first on its page.
+fn promoted_amid_a_record(begins_page: bool) -> Promoted {
+    const SIZE: usize = 1 << 20;
+    let first = segment(3, 1).name.segment().unwrap();
+    // Behind the switch that ends segment 2.
+    let old = WalWriter::new(first, BINDING.segment_size, BINDING.system_id, 15);
+    let mut old = old.following(Lsn(2 * SIZE as u64 + 40));
+    while old.bytes().len() < SIZE / 2 {
+        old.record(10, 0, &[5; 7_001]);
+    }
+    if begins_page {
+        old.record(10, 0, &[5; 60]);
+        let left = 8192 - usize::try_from(old.position().0 % 8192).unwrap();
+        old.record(10, 0, &vec![5; left - 24]);
+        assert!(old.position().0.is_multiple_of(8192), "{}", old.position());
+    }
+    let mut new = old.clone();
+    let left_at = old.position();
+    old.record(10, 0, &vec![6; 2 * SIZE + SIZE / 2 + SIZE / 4]);
+    while old.bytes().len() < 4 * SIZE {
+        old.record(10, 0, &[7; 7_001]);
+    }
+    let two = TimelineId::new(2).unwrap();
+    new.set_timeline(two);
+    while new.bytes().len() < 2 * SIZE {
+        new.record(10, 0, &[8; 7_001]);
+    }
+    let samples = |writer: &WalWriter, timeline| {
+        let pieces = (3..).zip(writer.bytes().chunks_exact(SIZE));
+        let samples = pieces.map(|(number, bytes)| {
+            let name = SegmentName::from_number(timeline, number, BINDING.segment_size);
+            Sample {
+                name: WalFileName::Segment(name),
+                bytes: bytes.to_vec(),
+            }
+        });
+        samples.collect()
+    };
+    Promoted {
+        old: samples(&old, first.timeline()),
+        history: Sample {
+            name: WalFileName::History(two),
+            bytes: format!("1\t{left_at}\tno recovery target specified\n").into_bytes(),
+        },
+        new: samples(&new, two),
+    }
+}
+
+fn newest(archive: &Archive) -> u32 {
+    archive.shared.lineage().unwrap().newest().unwrap().number()
+}
+
+#[test]
+fn fault_303_a_record_that_nobody_ended_keeps_no_failover_apart() {
+    for begins_page in [false, true] {
+        let Promoted { old, history, new } = promoted_amid_a_record(begins_page);
+        let [a, b, c, end] = &old[..] else {
+            panic!("{} segments", old.len())
+        };
+        for order in [
+            [a, b, c, &history, &new[0], &new[1]],
+            [a, &history, b, c, &new[0], &new[1]],
+            // The old one's last segments come when the new timeline is followed.
+            [&history, a, &new[0], b, &new[1], c],
+        ] {
+            let folder = scratch_folder();
+            let places = new_archive(folder.path());
+            let archive = open_archive(&places);
+            assert_stored(&archive, &segment(2, 1));
+            for sample in order {
+                assert_stored(&archive, sample);
+            }
+            let order = order.map(|sample| sample.name);
+            assert_eq!(newest(&archive), 2, "{begins_page} {order:?}");
+            let claimed = format!("{}.claimed", history.name);
+            assert_eq!(note_names(&places), [claimed.as_str()], "{order:?}");
+            drop(archive);
+            let archive = open_archive(&places);
+            assert_eq!(newest(&archive), 2, "{begins_page} {order:?}");
+            // It went on after all, and is ahead of the other.
+            assert_stored(&archive, end);
+            assert_eq!(newest(&archive), 1, "{begins_page} {order:?}");
+        }
+    }
+}
+
+#[test]
+fn fault_303_records_in_progress_may_end_amid_one_as_well() {
+    let Promoted { old, history, new } = promoted_amid_a_record(false);
+    let folder = scratch_folder();
+    let places = new_archive(folder.path());
+    let left = places.partial_wals.join(old[0].name.to_string());
+    std::fs::write(&left, &old[0].bytes).unwrap();
+    let archive = open_archive(&places);
+    assert_stored(&archive, &segment(2, 1));
+    for sample in [&history, &new[0]] {
+        assert_stored(&archive, sample);
+    }
+    assert_eq!(newest(&archive), 2);
+}
+
+#[test]
+fn fault_303_a_history_before_the_unended_record_stays_apart() {
+    let Promoted { old, history, new } = promoted_amid_a_record(false);
+    let left_at = String::from_utf8(history.bytes.clone()).unwrap();
+    let left_at: Lsn = left_at.split('\t').nth(1).unwrap().parse().unwrap();
+    let earlier = Lsn(left_at.0 - 7_032);
+    let history = Sample {
+        name: history.name,
+        bytes: format!("1\t{earlier}\tforged\n").into_bytes(),
+    };
+    let folder = scratch_folder();
+    let archive = open_archive(&new_archive(folder.path()));
+    for sample in [&segment(2, 1), &old[0], &history, &new[0]] {
+        assert_stored(&archive, sample);
+    }
+    assert_eq!(newest(&archive), 1);
 }

@@ -127,7 +127,8 @@ impl Lineage {
             let is_longer = own.chain(raw).max().is_none_or(|own| claim.end > own);
             // What arrives there gets a note, so one without it is what `choose` took.
             let segments = self.facts.segments.on(claim.parent).rev();
-            let mut behind = segments.take_while(|name| self.end(*name) > claim.switch);
+            let left = self.left_end(claim.parent, claim.switch);
+            let mut behind = segments.take_while(|name| self.end(*name) > left);
             is_longer || claim.followed == claim.parent && behind.any(|name| self.is_plain(name))
         })
     }
@@ -151,7 +152,7 @@ impl Lineage {
     /// ends there.
     pub(super) fn goes_on_to(&self, timeline: TimelineId, switch: Lsn) -> Option<Lsn> {
         let end = self.run_end(timeline, switch, ApartKind::Behind);
-        (end > switch).then_some(end)
+        (end > self.left_end(timeline, switch)).then_some(end)
     }
 
     /// Up to where a timeline leads from where it begins, whether it counts or not.

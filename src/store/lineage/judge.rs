@@ -152,7 +152,7 @@ impl Lineage {
             });
         }
         if let Some((newer, switch)) = self.left_at(timeline)
-            && self.end(segment) > switch
+            && self.end(segment) > self.left_end(timeline, switch)
         {
             return Some(Apart::Behind { newer, switch });
         }
@@ -188,7 +188,7 @@ impl Lineage {
             return Some(apart);
         }
         let end = self.end_of(parent);
-        if let Some(end) = end.filter(|end| *end > switch) {
+        if let Some(end) = end.filter(|end| *end > self.left_end(parent, switch)) {
             return Some(Apart::BeforeAcknowledged {
                 parent,
                 switch,
@@ -289,7 +289,8 @@ impl Lineage {
             // What has left its timeline gave way (see `giving_way_to`).
             (WalFileName::Segment(segment), ApartKind::Behind) => {
                 let left = self.left_at(segment.timeline());
-                left.is_none_or(|(_, switch)| self.end(*segment) <= switch)
+                let left = left.map(|(_, switch)| self.left_end(segment.timeline(), switch));
+                left.is_none_or(|left| self.end(*segment) <= left)
                     && self.judge(*segment, ahead_max).is_none()
             }
             _ => false,

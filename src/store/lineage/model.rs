@@ -49,6 +49,9 @@ pub struct LineageFacts {
     pub notes: BTreeMap<WalFileName, ApartKind>,
     /// Whose histories were joined by what keys brought, and not by this host or a person.
     pub claimed: BTreeSet<TimelineId>,
+    /// Where a timeline is left although a record of it begins there, which it has no end of: up to where its segments
+    /// go that hold nothing else behind that place ([`Lineage::learn_unended`]).
+    pub unended: BTreeMap<(TimelineId, Lsn), Lsn>,
 }
 
 /// A history that would be needed cannot be read.

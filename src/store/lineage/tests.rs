@@ -50,6 +50,7 @@ fn facts(segments: &[(u32, u64)], histories: &[History]) -> LineageFacts {
         unreadable: BTreeMap::new(),
         notes: BTreeMap::new(),
         claimed: BTreeSet::new(),
+        unended: BTreeMap::new(),
     }
 }
 

@@ -291,7 +291,8 @@ impl Finishing {
                 joined.map = self.map(len)?;
             }
         }
-        let admission = shared.admit((name, (len, crc32)), &[], (&self.by, false))?;
+        let admission =
+            shared.admit((name, (len, crc32)), (&[], joined.end()), (&self.by, false))?;
         for _ in 0..FINISH_ATTEMPTS_MAX {
             // Whoever was faster took the file with its name.
             if self.file.is_in_place()? && shared.make_way(name, &joined)? {
@@ -326,8 +327,8 @@ impl Finishing {
                         && shared.gives_way(name, &[], joined.is_led)? =>
                 {
                     shared.note_joined(name, &joined)?;
-                    let (text, by) = (&[], self.by.as_str());
-                    let durable = shared.take_place(name, self.copy()?, &admission, (text, by))?;
+                    let (content, by) = ((&[][..], joined.end()), self.by.as_str());
+                    let durable = shared.take_place(name, self.copy()?, &admission, content, by)?;
                     self.remove_partial()?;
                     shared.keep(&durable, joined, &self.by);
                     shared.admitted(&admission, name);
