@@ -3,15 +3,17 @@
 //! command.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::command::{Command, DaemonFlags};
 use super::old_spellings::OldSpellings;
 use super::set;
 use crate::error::{CommandError, Result};
-use crate::options::Options;
+use crate::master::xarchive::XarchiveArgs;
+use crate::options::{Options, XrestoreArgs};
 
 /// How a line looks.
 pub(super) const USAGE: &str = "walmgr [options] <config.ini> <command> [args]";
@@ -23,7 +25,7 @@ pub(super) const USAGE: &str = "walmgr [options] <config.ini> <command> [args]";
 #[command(after_help = "A value of --set that has commas goes into quotes: \
     --set 'periodic_command=\"sync-files a,b\",loop_delay=5'\n\
     The manual is in the program: walmgr help lists its pages, walmgr help TOPIC prints one.")]
-pub(super) struct Line {
+pub(super) struct Line<Commands: Subcommand = Command> {
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
@@ -40,7 +42,24 @@ pub(super) struct Line {
     #[arg(value_name = "config.ini")]
     pub ini: Option<PathBuf>,
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Option<Commands>,
+}
+
+/// What PostgreSQL types, once for every segment: the grammar of all commands takes long to build beside the work itself
+/// (`benches/README.md`, compare.sh).
+#[derive(Subcommand)]
+enum OfPostgres {
+    Xarchive(XarchiveArgs),
+    Xrestore(XrestoreArgs),
+}
+
+impl From<OfPostgres> for Command {
+    fn from(typed: OfPostgres) -> Command {
+        match typed {
+            OfPostgres::Xarchive(typed) => Command::Xarchive(typed),
+            OfPostgres::Xrestore(typed) => Command::Xrestore(typed),
+        }
+    }
 }
 
 // The options that may stand anywhere (a doc comment would become help text). Not clap's `global`: that lets the later of
@@ -73,10 +92,55 @@ pub(super) struct Typed {
 
 /// Takes a line apart, the program's own name first.
 pub(super) fn read(arguments: &[OsString]) -> std::result::Result<Typed, clap::Error> {
-    let matches = grammar().try_get_matches_from(arguments)?;
+    match read_of_postgres(arguments) {
+        Some(typed) => Ok(typed),
+        None => read_with::<Command>(arguments),
+    }
+}
+
+/// A line that PostgreSQL types. `None` if it is another one, or there is a mistake in it: whoever knows all commands
+/// says which.
+fn read_of_postgres(arguments: &[OsString]) -> Option<Typed> {
+    let mut words = arguments.iter().skip(1);
+    if !words.any(|word| word == "xarchive" || word == "xrestore") {
+        return None;
+    }
+    let typed = read_with::<OfPostgres>(arguments).ok()?;
+    // The word of another command would be taken for the file's name.
+    let is_path = |ini: &PathBuf| {
+        let name = ini.as_os_str().as_bytes();
+        name.contains(&b'.') || name.contains(&b'/')
+    };
+    typed.line.ini.as_ref().filter(|ini| is_path(ini))?;
+    Some(typed)
+}
+
+fn read_with<Commands>(arguments: &[OsString]) -> std::result::Result<Typed, clap::Error>
+where
+    Commands: Subcommand + Into<Command>,
+{
+    let matches = grammar_of::<Commands>().try_get_matches_from(arguments)?;
     let behind = matches.subcommand().map(|(_, behind)| behind);
+    let Line {
+        flags,
+        daemon,
+        old_spellings,
+        sample,
+        generate,
+        ini,
+        command,
+    } = Line::<Commands>::from_arg_matches(&matches)?;
+    let line = Line {
+        flags,
+        daemon,
+        old_spellings,
+        sample,
+        generate,
+        ini,
+        command: command.map(Into::into),
+    };
     Ok(Typed {
-        line: Line::from_arg_matches(&matches)?,
+        line,
         word: matches.subcommand_name().unwrap_or_default().to_owned(),
         behind: behind.map(Flags::from_arg_matches).transpose()?,
     })
@@ -84,7 +148,7 @@ pub(super) fn read(arguments: &[OsString]) -> std::result::Result<Typed, clap::E
 
 /// The commands there are, as they are typed.
 pub fn words() -> Vec<String> {
-    Line::command()
+    Line::<Command>::command()
         .get_subcommands()
         .map(|command| command.get_name().to_owned())
         .collect()
@@ -92,7 +156,11 @@ pub fn words() -> Vec<String> {
 
 /// The derived grammar with the common options accepted behind each command as well.
 pub(super) fn grammar() -> clap::Command {
-    Line::command().mut_subcommands(|command| {
+    grammar_of::<Command>()
+}
+
+fn grammar_of<Commands: Subcommand>() -> clap::Command {
+    Line::<Commands>::command().mut_subcommands(|command| {
         let usage = format!("walmgr [options] <config.ini> {}", command.get_name());
         let positionals: Vec<String> = command
             .get_positionals()
@@ -165,6 +233,77 @@ impl Typed {
         match command {
             Command::Restore(restoring) => restoring.target.check(),
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What came of a line: what is run, or that it is refused.
+    fn outcome(typed: std::result::Result<Typed, clap::Error>) -> Option<String> {
+        let typed = typed.ok()?;
+        let command = typed.line.command.as_ref();
+        let options = command.map(|command| {
+            let options = typed.options(command).map_err(|error| error.to_string());
+            options.and_then(|options| {
+                let checked = typed.check_together(command, &options);
+                checked.map_err(|error| error.to_string())?;
+                Ok(options)
+            })
+        });
+        let (ini, word) = (&typed.line.ini, &typed.word);
+        Some(format!("{ini:?} {word} {command:?} {options:?}"))
+    }
+
+    fn agrees(words: &[&str]) -> bool {
+        let line = ["walmgr"].iter().chain(words).map(OsString::from);
+        let line: Vec<OsString> = line.collect();
+        let whole = outcome(read_with::<Command>(&line));
+        let is_same = outcome(read(&line)) == whole;
+        assert!(is_same, "{words:?}: {whole:?}");
+        read_of_postgres(&line).is_some()
+    }
+
+    #[test]
+    fn what_postgresql_types_needs_no_grammar_of_the_other_commands() {
+        let segment = "000000010000000000000005";
+        for line in [
+            &["/etc/m.ini", "xarchive", "pg_wal/x", segment][..],
+            &["-q", "m.ini", "xrestore", segment, "pg_wal/y", segment],
+            &["m.ini", "-v", "xrestore", "-v", segment, "pg_wal/y"],
+            &["m.ini", "xarchive", "--set", "a=1,b=2", "pg_wal/x", segment],
+        ] {
+            assert!(agrees(line), "{line:?}");
+        }
+        for line in [
+            &["status", "xarchive", "pg_wal/x", segment][..],
+            &["m.ini", "status", "xarchive"],
+            &["m.ini", "xrestore", "setup", "setup"],
+            &["m.ini", "xarchive", "--help"],
+            &["--help", "m.ini", "xarchive"],
+            &["xarchive", "m.ini"],
+        ] {
+            assert!(!agrees(line), "{line:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_means_the_same_to_both_grammars(
+            words in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "m.ini", "/etc/s.ini", "name", "xarchive", "xrestore", "status", "setup", "restore", "-q", "-v", "-n",
+                    "-d", "--set", "a=b", "--json", "--", "pg_wal/RECOVERYXLOG", "000000010000000000000005", "-s", "--all",
+                    "--ini", "-k", "00000002.history", "-vv", "--version",
+                ]),
+                0..8,
+            )
+        ) {
+            agrees(&words);
         }
     }
 }
