@@ -152,11 +152,19 @@ pub fn heed_children() {
     }
 }
 
-/// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process with this table's code.
+/// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process with this table's code, as
+/// [`memory::exit_on_signals`] has them do before, and the log says so as it says everything else.
 ///
 /// A thread of its own waits for them, so that a blocked disk or network call delays nothing.
 /// Whatever the process was doing stays undone: an upload that was not committed leaves no trace.
-pub fn exit_on_signals(table: ExitTable) -> Result<()> {
+pub fn log_signals(table: ExitTable) -> Result<()> {
+    static LOGGED: Once = Once::new();
+    let mut begun = Ok(());
+    LOGGED.call_once(|| begun = wait_for_signals(table));
+    begun
+}
+
+fn wait_for_signals(table: ExitTable) -> Result<()> {
     let failed = |error: std::io::Error| CommandError::retry("watch for signals").because(error);
     let runtime = Builder::new_current_thread()
         .enable_io()
@@ -171,6 +179,7 @@ pub fn exit_on_signals(table: ExitTable) -> Result<()> {
             exit(i32::from(table.abnormal()));
         })
         .map_err(failed)?;
+    memory::leave_signals_to_thread();
     Ok(())
 }
 

@@ -1,16 +1,16 @@
-//! What happens when the memory is exhausted: one line, and an exit code that PostgreSQL counts.
+//! What ends a process from outside, as exhausted memory and signals do: one line, and an exit code that PostgreSQL counts.
 //! Never allocates on that path. Invariant: a failed allocation in Rust code ends the process with the
 //! chosen code; without this file it would abort (134), and that kills PostgreSQL's archiver process.
 //!
 //! Unsafe because an allocator is. The standard library has no stable hook for failed allocations,
 //! and the crates that offer limits or hooks abort as well, so an allocator of our own is the only way;
-//! nor does a safe crate offer handlers for the signals of a crash.
+//! nor does a safe crate offer handlers that say something and exit with a code, without a thread.
 //! Code that asks with `try_reserve` ends here too; walmgr bounds sizes before it allocates instead.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// The system's allocator, except that it ends the process instead of answering with null.
@@ -27,21 +27,80 @@ pub fn exit_with_when_exhausted(code: u8) {
 /// finds no memory for a thread's destructors, and the kernel sends SIGSEGV when it finds none for
 /// the stack. A signal would kill PostgreSQL's archiver; the price is that the process dumps no core.
 pub fn exit_on_crashes() {
-    let handler = end_for_crash as extern "C" fn(c_int);
     for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL] {
-        // SAFETY: all zeros is a valid `sigaction`: no flags, nothing blocked. The handler makes two
-        // system calls and touches atomics, which POSIX and Rust allow in a signal handler; it
-        // runs on the stack that Rust gives every thread for this, as the thread's own may be full.
-        #[allow(unsafe_code)]
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as libc::sighandler_t;
-            action.sa_flags = libc::SA_ONSTACK;
-            // The only error is a signal that cannot be handled, and these can.
-            let _ = libc::sigaction(signal, &raw const action, std::ptr::null_mut());
-        }
+        handle(signal, end_for_crash);
     }
 }
+
+/// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process with that code as well, after one line on standard
+/// error, which a logfile does not get. Beyond the file size limit a line of the logfile fails to be written, where
+/// SIGXFSZ would end this process and with it PostgreSQL's archiver.
+///
+/// Takes no thread: to start one and have it end takes long beside the handing out of a segment that lies ready
+/// (`benches/README.md`, compare.sh).
+pub fn exit_on_signals() {
+    for (signal, _) in STOPPED_BY {
+        handle(signal, end_for_signal);
+    }
+    handle(libc::SIGXFSZ, pass_over);
+}
+
+/// The signals that ask a process to end, and what is said of each.
+const STOPPED_BY: [(c_int, &[u8]); 4] = [
+    (
+        libc::SIGTERM,
+        b"walmgr: stopped by SIGTERM before the work was done\n",
+    ),
+    (
+        libc::SIGINT,
+        b"walmgr: stopped by SIGINT before the work was done\n",
+    ),
+    (
+        libc::SIGHUP,
+        b"walmgr: stopped by SIGHUP before the work was done\n",
+    ),
+    (
+        libc::SIGQUIT,
+        b"walmgr: stopped by SIGQUIT before the work was done\n",
+    ),
+];
+
+/// `handler` may make system calls and touch atomics, and nothing else.
+fn handle(signal: c_int, handler: extern "C" fn(c_int)) {
+    // SAFETY: all zeros is a valid `sigaction`: no flags, nothing blocked. What the handlers here do POSIX and Rust
+    // allow in a signal handler; they run on the stack that Rust gives every thread for this, as the thread's
+    // own may be full.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+        // The only error is a signal that cannot be handled, and these can.
+        let _ = libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// Whether a thread waits for the signals. The handlers that tell it call those that were there before them.
+static IS_WAITED_FOR: AtomicBool = AtomicBool::new(false);
+
+/// From here on a thread that got told of a signal ends the process.
+pub fn leave_signals_to_thread() {
+    IS_WAITED_FOR.store(true, Ordering::Relaxed);
+}
+
+extern "C" fn end_for_signal(signal: c_int) {
+    if IS_WAITED_FOR.load(Ordering::Relaxed) {
+        return;
+    }
+    let said = STOPPED_BY.iter().find(|(known, _)| *known == signal);
+    let line: &[u8] = match said {
+        Some((_, line)) => line,
+        None => b"walmgr: stopped by a signal before the work was done\n",
+    };
+    end_saying(line)
+}
+
+extern "C" fn pass_over(_signal: c_int) {}
 
 extern "C" fn end_for_crash(_signal: c_int) {
     end_saying(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use walmgr::error::ExitTable;
 use walmgr::test_support::daemon::{self, ForkSide, Notice, Notices, PidFile, Readiness};
-use walmgr::{abnormal, output};
+use walmgr::{abnormal, memory, output};
 
 use crate::support::outcome::Output as Ended;
 use crate::support::place::{as_server, server_user, walmgr_binary};
@@ -52,7 +52,8 @@ fn play_the_scene_named_by_the_environment() {
         "panic in a daemon" => panic_in(ExitTable::Ordinary),
         "panic while unwinding" => panic_while_unwinding(),
         "panic in a thread" => panic_in_a_thread(),
-        "blocked" => blocked(),
+        "blocked at the start" => blocked(false),
+        "blocked" => blocked(true),
         "notices" => notices(),
         "notify" => notify(),
         "background" => background(),
@@ -83,8 +84,13 @@ fn panic_in_a_thread() -> i32 {
     0
 }
 
-fn blocked() -> i32 {
-    abnormal::exit_on_signals(ExitTable::Xarchive).unwrap();
+/// `is_logging`: whether it has come to where what it says of signals is in the log.
+fn blocked(is_logging: bool) -> i32 {
+    abnormal::prepare(ExitTable::Xarchive);
+    memory::exit_on_signals();
+    if is_logging {
+        abnormal::log_signals(ExitTable::Xarchive).unwrap();
+    }
     println!("\nup");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -220,13 +226,18 @@ fn send(child: &Child, signal: Signal) {
 
 #[test]
 fn fault_4_a_signal_ends_xarchive_with_1_while_everything_blocks() {
-    for (signal, name) in [
+    let signals = [
         (Signal::TERM, "SIGTERM"),
         (Signal::INT, "SIGINT"),
         (Signal::HUP, "SIGHUP"),
         (Signal::QUIT, "SIGQUIT"),
-    ] {
-        let (child, _words) = started("blocked");
+    ];
+    let scenes = ["blocked at the start", "blocked"];
+    for ((signal, name), scene) in signals
+        .into_iter()
+        .flat_map(|signal| scenes.map(|scene| (signal, scene)))
+    {
+        let (child, _words) = started(scene);
         let begun = Instant::now();
         send(&child, signal);
         let output = child.wait_with_output().unwrap();

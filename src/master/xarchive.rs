@@ -11,8 +11,9 @@ use clap::Args;
 use tokio::time::Instant;
 use walmgr_protocol::names::WalFileName;
 
+use crate::abnormal;
 use crate::config::MasterConfig;
-use crate::error::{CommandError, Result};
+use crate::error::{CommandError, ExitTable, Result};
 use crate::files::FileId;
 use crate::master::agent;
 use crate::master::archived_file::{ArchivedFile, not_in_time, verdict};
@@ -55,6 +56,7 @@ pub(crate) fn run(
 
 fn push(config: &MasterConfig, source: ArchivedFile, deadline: Instant) -> Result<()> {
     let name = source.name;
+    abnormal::log_signals(ExitTable::Xarchive)?;
     let runtime = crate::master::runtime()?;
     let outcome = runtime.block_on(async {
         tokio::time::timeout_at(deadline, source.push(config))

@@ -16,8 +16,9 @@ use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 use walmgr_protocol::session::fetch::{Outcome, Request};
 
+use crate::abnormal;
 use crate::config::MasterConfig;
-use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::error::{CommandError, ExitTable, IoContext, Kind, Result};
 use crate::files::HandedOver;
 use crate::master::cluster::ClusterFacts;
 use crate::master::fetch::{Fetched, Fetching, Sink};
@@ -43,6 +44,7 @@ pub(crate) fn run(
     name: WalFileName,
     path: &Path,
 ) -> Result<()> {
+    abnormal::log_signals(ExitTable::Xrestore)?;
     let data = location::data_directory_of(path);
     let facts = data.as_deref().map(ClusterFacts::of);
     let look = match (name, &data, &facts) {

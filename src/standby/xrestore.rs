@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use self::laid_ready::{LaidReady, LaidSegment};
+use crate::abnormal;
 use crate::config::{OnCorrupt, StandbyConfig};
-use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::error::{CommandError, ExitTable, IoContext, Kind, Result};
 use crate::files::{self, HandedOver};
 use crate::options::Options;
 use crate::output;
@@ -83,8 +84,11 @@ pub(crate) fn run_for_drill(config: &StandbyConfig, name: WalFileName, path: &Pa
 ///
 /// Never fails: nobody waits for it, and a server that is the first process of its container hears of each child's end.
 pub(crate) fn lay_behind(config: &StandbyConfig, name: WalFileName, path: &Path) {
-    let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk));
-    let archive = archive.map_err(|error| failed("open the archive", &error));
+    let heeded = abnormal::log_signals(ExitTable::Xrestore);
+    let archive = heeded.and_then(|()| {
+        let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk));
+        archive.map_err(|error| failed("open the archive", &error))
+    });
     let laid = archive.and_then(|archive| match LaidReady::beside(config, &archive, path) {
         Some(laid) => name.segment().map_or(Ok(()), |segment| laid.lay(segment)),
         None => Ok(()),
@@ -492,6 +496,7 @@ impl RestoreCall<'_> {
         &self,
         read: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> std::result::Result<Obstacles, StoreError>,
     ) -> Result<ArchiveLook> {
+        abnormal::log_signals(ExitTable::Xrestore)?;
         let writing = |result: io::Result<()>| result.at(Kind::Retry, "write", self.path);
         let begun = HandedOver::begin(self.path);
         let mut copy = begun.at(Kind::Retry, "create a file beside", self.path)?;
@@ -593,6 +598,7 @@ impl RestoreCall<'_> {
 
     /// Waits a moment; whether something changed. Fails when nobody waits for us any more.
     fn wait(&self, patience: &CallLimit, limit: Duration) -> Result<bool> {
+        abnormal::log_signals(ExitTable::Xrestore)?;
         let changed = patience.watch.wait(limit);
         if self.asker.is_gone() {
             let doing = format!("restore {}: the server that asked has ended", self.name);
@@ -613,6 +619,7 @@ impl RestoreCall<'_> {
 
     /// `-n`: everything but the copy, and without waiting.
     fn rehearse(&self) -> Result<()> {
+        abnormal::log_signals(ExitTable::Xrestore)?;
         let name = self.name;
         match self.archive.find(name) {
             Ok(Some(stored)) => {
