@@ -15,6 +15,7 @@
 //!                                     `end open LSN`, `end closed LSN`, `end inside`; no line if unknown
 //! records                             every record of it held when it was stored, by its own checksum, and none is one
 //!                                     that replay may not get past (`obstacle_notes`)
+//! follows 01234567                    CRC-32 of the segment before, if this one was found to go on with it
 //! found                               only if a start of the receiver found the file without a checksum
 //! by master (192.0.2.7:51234)         who brought it, if that is known; no line where nobody did
 //! check 01234567                      CRC-32 of the lines above
@@ -69,6 +70,9 @@ pub(crate) struct KeptChecksum {
     pub end: Option<SegmentEnd>,
     /// Whether each of its records was found to be whole before it was acknowledged, and none to be an obstacle.
     pub has_sound_records: bool,
+    /// The CRC-32 of the segment before, which it was found to go on with: with that one before it, nobody need look at
+    /// the record that crosses into it.
+    pub follows: Option<u32>,
     /// Whether this is how a start found it, without a checksum. Then it says that the file has not changed
     /// since, and not that it is what was acknowledged.
     pub is_found: bool,
@@ -117,6 +121,9 @@ impl KeptChecksum {
         if self.has_sound_records {
             text += "records\n";
         }
+        if let Some(follows) = self.follows {
+            text += &format!("follows {follows:08X}\n");
+        }
         if self.is_found {
             text += "found\n";
         }
@@ -147,6 +154,10 @@ impl KeptChecksum {
             None => None,
         };
         let has_sound_records = rest.next_if_eq(&"records").is_some();
+        let follows = match rest.next_if(|line| line.starts_with("follows ")) {
+            Some(line) => Some(hexadecimal(line.strip_prefix("follows ")?)?),
+            None => None,
+        };
         let is_found = rest.next_if_eq(&"found").is_some();
         let _ = rest.next_if(|line| line.starts_with("by "));
         rest.next().is_none().then_some(KeptChecksum {
@@ -154,6 +165,7 @@ impl KeptChecksum {
             crc32,
             end,
             has_sound_records,
+            follows,
             is_found,
         })
     }
@@ -345,6 +357,7 @@ mod tests {
             crc32: 0x89AB_CDEF,
             end,
             has_sound_records: matches!(end, Some(SegmentEnd::Closed { .. })),
+            follows: end.map(|_| 0x0123_4567),
             is_found: end == Some(SegmentEnd::Inside),
         }
     }

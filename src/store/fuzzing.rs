@@ -188,6 +188,7 @@ mod tests {
                 crc32: 7,
                 end: Some(end),
                 has_sound_records: end != SegmentEnd::Inside,
+                follows: (end != SegmentEnd::Inside).then_some(7),
                 is_found: end == SegmentEnd::Inside,
             };
             let text = kept.text(name, "db1").into_bytes();

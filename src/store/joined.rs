@@ -33,6 +33,8 @@ pub(super) struct Joined {
     pub(super) map: Option<SegmentMap>,
     /// Whether the segment before is there and leads to it.
     pub(super) is_led: bool,
+    /// The CRC-32 of that segment.
+    follows: Option<u32>,
     /// The segment behind, and why it is set apart once this one has its name.
     unled: Option<(SegmentName, String)>,
 }
@@ -107,10 +109,15 @@ impl Shared {
             obstacles.add_before(scanner.obstacles(), Lsn(u64::MAX));
         }
         let mut is_led = true;
+        let before = joints.name_before(segment)?;
+        let crc32_before = || before.and_then(|before| self.carried.crc32_of(before));
+        let (remembered, mut follows) = (crc32_before(), None);
         let scanner = match joints.check(segment, Some(&self.carried), read)? {
             JointVerdict::Inside(scanner) => Some(*scanner),
             JointVerdict::Joined(crossing) => {
                 obstacles.add_before(&crossing, start);
+                // Of what is not remembered, or gave way meanwhile, whoever hands this one out reads the end again.
+                follows = remembered.filter(|_| crc32_before() == remembered);
                 scanner
             }
             JointVerdict::Unchecked => {
@@ -149,6 +156,7 @@ impl Shared {
             obstacles,
             map,
             is_led,
+            follows,
             unled,
         })
     }
@@ -208,6 +216,7 @@ impl Shared {
             crc32: durable.crc32(),
             end: joined.end,
             has_sound_records: joined.has_sound_records(),
+            follows: joined.follows,
             is_found: false,
         };
         self.checksums.keep(durable.name(), &kept, by);
@@ -221,7 +230,9 @@ impl Shared {
                 };
                 map_notes::keep(&self.completed, &file, map);
             }
-            self.carried.put(segment, joined.verify, joined.scanner);
+            let crc32 = Some(kept.crc32);
+            self.carried
+                .put(segment, joined.verify, joined.scanner, crc32);
         }
     }
 }

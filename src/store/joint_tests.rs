@@ -6,6 +6,7 @@ use std::fs;
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
+use super::checksums::KeptChecksum;
 use super::reader::SegmentBefore;
 use super::testing::{
     BINDING, FaultyDisk, Op, Sample, assert_stored, history_file, names, new_archive, open, push,
@@ -196,6 +197,62 @@ fn fault_100_a_push_reads_and_syncs_no_more_than_it_needs() {
         assert_eq!(count(Op::SyncDirectory, ""), 1);
         assert_eq!(count(Op::SyncBytes, ""), 0);
     }
+}
+
+/// Whoever hands a segment out without reading it looks at the record that crosses into it once more only where the
+/// segment before is not the one that it was found to go on with.
+#[test]
+fn what_was_found_to_follow_is_not_looked_at_again() {
+    let samples = crossed();
+    let (_folder, places) = stored(&samples);
+    let reads = |sample: &Sample| {
+        let disk = FaultyDisk::over(real());
+        let reader = ArchiveReader::open(&places.completed_wals, disk.clone()).unwrap();
+        let stored = reader.find(sample.name).unwrap().unwrap();
+        let begun = disk.log().len();
+        let unread = stored.obstacles_unread(SegmentBefore::Read);
+        let log = disk.log().split_off(begun);
+        // Those of a checksum end with one that finds nothing more.
+        let read = log.iter().filter(|(op, _)| *op == Op::Read).count();
+        (unread.map(|unread| unread.is_some()), read)
+    };
+    let (known, few) = reads(&samples[1]);
+    assert!(known.unwrap());
+    // A person put another one there, or the disk changed what was kept of it.
+    let before = &samples[0];
+    let kept = places
+        .completed_wals
+        .join(".checksums")
+        .join(before.name.to_string());
+    let text = fs::read_to_string(&kept).unwrap();
+    fs::remove_file(&kept).unwrap();
+    let (known, more) = reads(&samples[1]);
+    assert!(known.unwrap() && more > few, "{more} reads, {few} before");
+    fs::write(&kept, text).unwrap();
+    // One that came without it was never compared.
+    let (_folder, apart) = stored(&samples[1..2]);
+    let kept = |places: &ArchiveFolders| {
+        let folder = places.completed_wals.join(".checksums");
+        let text = fs::read_to_string(folder.join(samples[1].name.to_string())).unwrap();
+        text.contains("\nfollows ")
+    };
+    assert!(kept(&places) && !kept(&apart));
+    // Another one of that name, whose end does not lead here.
+    let other = flipped(before, (SIZE - 500) * 8);
+    let crc32 = crc32fast::hash(&other.bytes);
+    let text = KeptChecksum {
+        len: other.len(),
+        crc32,
+        end: None,
+        has_sound_records: true,
+        follows: None,
+        is_found: false,
+    }
+    .text(before.name, "");
+    plant(&places, before, &other.bytes);
+    let folder = places.completed_wals.join(".checksums");
+    fs::write(folder.join(before.name.to_string()), text).unwrap();
+    assert!(reads(&samples[1]).0.is_err());
 }
 
 #[test]
@@ -476,8 +533,10 @@ fn fault_107_a_start_keeps_what_is_not_kept_yet() {
         let lines = |text: Vec<u8>| {
             let text = String::from_utf8(text).unwrap();
             let lines = text.lines().map(str::to_owned);
-            let left_out =
-                |line: &str| ["found", "records"].contains(&line) || line.starts_with("check ");
+            let left_out = |line: &str| {
+                let is_anew = line.starts_with("check ") || line.starts_with("follows ");
+                ["found", "records"].contains(&line) || is_anew
+            };
             let lines = lines.filter(|line| !left_out(line));
             lines.collect::<Vec<_>>()
         };

@@ -268,6 +268,13 @@ impl Joints<'_> {
         })
     }
 
+    /// What the segment is that replay reads before this one, by its CRC-32, if that was kept when it was acknowledged.
+    pub(super) fn kept_before(&self, segment: SegmentName) -> Result<Option<u32>, StoreError> {
+        let before = self.name_before(segment)?;
+        let kept = before.and_then(|before| self.checksums.read(WalFileName::Segment(before)));
+        Ok(kept.filter(|kept| !kept.is_found).map(|kept| kept.crc32))
+    }
+
     /// The segment that replay reads before this one, if it is there.
     pub(super) fn name_before(
         &self,
@@ -387,30 +394,57 @@ enum WalkEnd {
 
 /// The scanners that walked to the ends of the last segments that were stored.
 #[derive(Debug, Default)]
-pub(super) struct Carried(Mutex<VecDeque<(SegmentName, Verify, Scanner)>>);
+pub(super) struct Carried(Mutex<VecDeque<CarriedEnd>>);
+
+#[derive(Debug)]
+struct CarriedEnd {
+    segment: SegmentName,
+    verify: Verify,
+    scanner: Scanner,
+    /// Of the segment, once it is finished.
+    crc32: Option<u32>,
+}
 
 impl Carried {
-    /// Remembers the scanner at a segment's end, or that there is none. One that has seen no record begin
-    /// cannot check what it is in.
-    pub(super) fn put(&self, segment: SegmentName, verify: Verify, scanner: Option<Scanner>) {
+    /// Remembers the scanner at a segment's end, or that there is none, and the CRC-32 of a finished one. A scanner that
+    /// has seen no record begin cannot check what it is in.
+    pub(super) fn put(
+        &self,
+        segment: SegmentName,
+        verify: Verify,
+        scanner: Option<Scanner>,
+        crc32: Option<u32>,
+    ) {
         let mut carried = self.entries();
-        carried.retain(|(of, ..)| *of != segment);
+        carried.retain(|one| one.segment != segment);
         let scanner = scanner.filter(|scanner| SegmentEnd::of(scanner) != SegmentEnd::Inside);
         let Some(scanner) = scanner else { return };
         if carried.len() == CARRIED_MAX {
             carried.pop_front();
         }
-        carried.push_back((segment, verify, scanner));
+        carried.push_back(CarriedEnd {
+            segment,
+            verify,
+            scanner,
+            crc32,
+        });
     }
 
     pub(super) fn of(&self, segment: SegmentName, verify: Verify) -> Option<Scanner> {
         let carried = self.entries();
         let mut found = carried.iter();
-        let found = found.find(|(of, level, _)| *of == segment && *level == verify);
-        found.map(|(.., scanner)| scanner.clone())
+        let found = found.find(|one| one.segment == segment && one.verify == verify);
+        found.map(|one| one.scanner.clone())
     }
 
-    fn entries(&self) -> MutexGuard<'_, VecDeque<(SegmentName, Verify, Scanner)>> {
+    /// The CRC-32 of a finished segment whose scanner is remembered.
+    pub(super) fn crc32_of(&self, segment: SegmentName) -> Option<u32> {
+        let carried = self.entries();
+        let found = carried.iter().find(|one| one.segment == segment);
+        found.and_then(|one| one.crc32)
+    }
+
+    fn entries(&self) -> MutexGuard<'_, VecDeque<CarriedEnd>> {
         // Each change leaves whole entries, so a panic elsewhere cannot have torn one.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -400,7 +400,12 @@ impl PartialStream {
         };
         // A push that finishes the segment does not walk through it again.
         let carried = &self.shared.carried;
-        carried.put(position.segment, Verify::Records, Some(scanner.clone()));
+        carried.put(
+            position.segment,
+            Verify::Records,
+            Some(scanner.clone()),
+            None,
+        );
         self.carried = Some((next, scanner.forgetting()));
     }
 }

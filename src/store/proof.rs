@@ -64,7 +64,7 @@ impl Prover<'_> {
             let Some((segment, scanner)) = confirm(name, before)? else {
                 return Ok(WalProof::Missing(name));
             };
-            walked.put(name, verify, scanner);
+            walked.put(name, verify, scanner, None);
             proof = match proof {
                 None => DurableWal::of(&segment),
                 Some(proof) => proof.and(&segment, size),

@@ -68,6 +68,8 @@ struct ReadOnce {
     /// Whether one record fills it.
     is_filled: bool,
     is_as_kept: bool,
+    /// The CRC-32 of the segment before, if nothing in the record between the two need be looked at again.
+    follows: Option<u32>,
     obstacles: Obstacles,
 }
 
@@ -77,6 +79,7 @@ impl ReadOnce {
         ReadOnce {
             is_filled: kept.end == Some(SegmentEnd::Inside),
             is_as_kept: true,
+            follows: kept.follows,
             obstacles: Obstacles::default(),
         }
     }
@@ -87,6 +90,7 @@ impl From<Alone> for ReadOnce {
         ReadOnce {
             is_filled: (alone.wal).is_some_and(|wal| wal.records == 0 && wal.continues),
             is_as_kept: alone.is_as_kept,
+            follows: None,
             obstacles: alone.obstacles,
         }
     }
@@ -510,6 +514,7 @@ impl Stored {
         let ReadOnce {
             is_filled,
             is_as_kept,
+            follows,
             mut obstacles,
         } = read;
         let WalFileName::Segment(segment) = self.name else {
@@ -517,6 +522,9 @@ impl Stored {
         };
         // What one record fills is checked where that ends.
         if is_filled || matches!(before, SegmentBefore::NotRead) {
+            return Ok(obstacles);
+        }
+        if follows.is_some() && self.joints().kept_before(segment)? == follows {
             return Ok(obstacles);
         }
         match (self.check_joint(segment, is_as_kept), before) {
@@ -621,12 +629,7 @@ impl Stored {
     /// acknowledged: then it is handed out although the other one is not, for a recovery that begins with
     /// it. One that comes from the other was refused there.
     fn check_joint(&self, segment: SegmentName, is_as_kept: bool) -> Result<Obstacles, StoreError> {
-        let joints = Joints {
-            completed: &self.folder,
-            checksums: &self.checksums,
-            binding: self.binding,
-            verify: Verify::Records,
-        };
+        let joints = self.joints();
         let verdict = joints.check(segment, None, |each| {
             self.folder.read_finished_pages(&self.file, 0, each)
         })?;
@@ -642,6 +645,15 @@ impl Stored {
         let name = self.name;
         let why = format!("{why}; {before} or this one is damaged");
         Err(StoreError::Damaged { name, why })
+    }
+
+    fn joints(&self) -> Joints<'_> {
+        Joints {
+            completed: &self.folder,
+            checksums: &self.checksums,
+            binding: self.binding,
+            verify: Verify::Records,
+        }
     }
 
     /// What replay may not get past in it, if that is known without reading it, and how it goes on with the segment

@@ -334,6 +334,7 @@ impl FinishedCheck<'_> {
                 crc32: content.crc32,
                 end: scanner.map(SegmentEnd::of),
                 has_sound_records: false,
+                follows: None,
                 is_found: true,
             };
             self.checksums.keep(name, &found, "");

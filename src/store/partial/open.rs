@@ -106,7 +106,7 @@ pub(super) fn drop_later(shared: &Shared, segment: SegmentName) -> Result<(), St
         let aside = folder.set_aside_as(&name.to_string(), DIFFERS)?;
         // What is remembered of it is not true of what comes under its name.
         shared.partials.forget(name);
-        shared.carried.put(name, Verify::Records, None);
+        shared.carried.put(name, Verify::Records, None, None);
         tracing::warn!("{name} follows WAL that was dropped; it is kept as {aside}");
     }
     Ok(())

@@ -194,7 +194,7 @@ impl PartialStream {
         // The acknowledgement that comes next is of the new records.
         open.held()?.note(&shared.partial, segment)?;
         // A scanner that came through what is dropped leads nowhere.
-        shared.carried.put(segment, Verify::Records, None);
+        shared.carried.put(segment, Verify::Records, None, None);
         drop_later(&shared, segment)
     }
 }

@@ -437,7 +437,7 @@ fn fault_127_obstacles_of_a_shipped_segment_are_noted_without_its_scanner() {
         stream.append(0, end, shipped).unwrap();
         stream.sync().unwrap();
         if is_forgotten {
-            (archive.shared.carried).put(name(3), Verify::Records, None);
+            (archive.shared.carried).put(name(3), Verify::Records, None, None);
         }
         let held = archive.held_prefix(whole.name, verify).unwrap().unwrap();
         assert_eq!(held.prefix(), (SIZE, whole.crc32()));
