@@ -320,17 +320,22 @@ fn fault_218_a_delta_without_room_beside_names_in_place_which_then_fits() {
     wreck.scene.site.receiver.stop();
     wreck.begin();
     let before: BTreeSet<String> = names_in(disk.path()).into_iter().collect();
-    // Room for what differs, and for what PostgreSQL needs, but not for another directory.
-    let mut df = Command::new("df");
-    let free = run(df.args(["--output=avail", "-B1"]).arg(disk.path())).unwrap();
-    let free: u64 = free.lines().last().unwrap().trim().parse().unwrap();
-    let mut fill = Command::new("fallocate");
     let filler = disk.path().join("filler");
-    run(fill
-        .arg("-l")
-        .arg((free - (46 << 20)).to_string())
-        .arg(filler))
-    .unwrap();
+    let leave_free = |bytes: u64| {
+        let _ = fs::remove_file(&filler);
+        let mut df = Command::new("df");
+        let free = run(df.args(["--output=avail", "-B1"]).arg(disk.path())).unwrap();
+        let free: u64 = free.lines().last().unwrap().trim().parse().unwrap();
+        let mut fill = Command::new("fallocate");
+        let fill = fill.arg("-l").arg((free - bytes).to_string());
+        run(fill.arg(&filler)).unwrap();
+    };
+    leave_free(1 << 20);
+    let output = wreck.scene.site.standby_command(&BESIDE);
+    let (needed, _) = output.stderr.split_once(" MiB needed").unwrap();
+    let needed: f64 = needed.rsplit(' ').next().unwrap().parse().unwrap();
+    // Room for what differs, and for what PostgreSQL needs, but not for another directory.
+    leave_free(((needed - 2.0) * f64::from(1 << 20)) as u64);
     let output = wreck.scene.site.standby_command(&BESIDE);
     assert_eq!(output.code, Some(1), "{}", output.stderr);
     for part in [
