@@ -14,6 +14,8 @@ pg_bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
 
 place=$(mktemp -d "${WALMGR_BENCH_DIR:-/var/tmp}/walmgr-bench.XXXXXX")
 trap 'rm -rf "$place"' EXIT
+# What a standby has on its disk; scripts in which that may be another one set it before they introduce.
+standby_place=$place
 file_system=$(stat -f -c %T "$place")
 [[ $file_system != tmpfs ]] || fail "$place is in memory; set WALMGR_BENCH_DIR to a folder on a disk"
 install -m 755 "$binary" "$place/walmgr"
@@ -101,7 +103,7 @@ free_port() {
 introduce() {
     receiver_port=$(free_port)
     as_server ./walmgr -q standby.ini init >/dev/null
-    as_server sed -i "s/^#*listen = .*/listen = 127.0.0.1:$receiver_port/" standby.ini
+    as_server sed -i "s/^#*listen = .*/listen = 127.0.0.1:$receiver_port/; s|^walmgr_data = .*|walmgr_data = $standby_place/walshipping|" standby.ini
     [[ -z ${STORE:-} ]] || echo "store_compression = $STORE" | as_server tee -a standby.ini >/dev/null
     as_server ./walmgr -q standby.ini setup
     start_receiver
@@ -109,7 +111,7 @@ introduce() {
         --slave-fingerprint "$(as_server ./walmgr -q standby.ini identity)" >/dev/null
     as_server sed -i "s|^#*master_db = .*|master_db = host=$place dbname=postgres|" master.ini
     as_server ./walmgr -q standby.ini authorize "$(as_server ./walmgr -q master.ini identity)" bench
-    archive=$place/walshipping/logs.complete
+    archive=$standby_place/walshipping/logs.complete
 }
 
 # write_wal_until CONDITION...: pgbench, for seconds until the condition holds.
