@@ -152,8 +152,14 @@ pub fn heed_children() {
     }
 }
 
+/// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process with the code that was [prepared](prepare) for,
+/// after one line on standard error alone.
+pub fn exit_on_signals() {
+    memory::exit_on_signals();
+}
+
 /// From here on SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process with this table's code, as
-/// [`memory::exit_on_signals`] has them do before, and the log says so as it says everything else.
+/// [`exit_on_signals`] has them do before, and the log says so as it says everything else.
 ///
 /// A thread of its own waits for them, so that a blocked disk or network call delays nothing.
 /// Whatever the process was doing stays undone: an upload that was not committed leaves no trace.

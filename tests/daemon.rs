@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use walmgr::error::ExitTable;
 use walmgr::test_support::daemon::{self, ForkSide, Notice, Notices, PidFile, Readiness};
-use walmgr::{abnormal, memory, output};
+use walmgr::{abnormal, output};
 
 use crate::support::outcome::Output as Ended;
 use crate::support::place::{as_server, server_user, walmgr_binary};
@@ -87,7 +87,7 @@ fn panic_in_a_thread() -> i32 {
 /// `is_logging`: whether it has come to where what it says of signals is in the log.
 fn blocked(is_logging: bool) -> i32 {
     abnormal::prepare(ExitTable::Xarchive);
-    memory::exit_on_signals();
+    abnormal::exit_on_signals();
     if is_logging {
         abnormal::log_signals(ExitTable::Xarchive).unwrap();
     }

@@ -11,7 +11,7 @@ use crate::daemon::{self, ForkSide, Readiness};
 use crate::error::{self, Result};
 use crate::master::{setup_by_root, synch_standby};
 use crate::options::Options;
-use crate::{cleanup, memory, output, standby};
+use crate::{abnormal, cleanup, output, standby};
 
 /// Runs one command to its end.
 pub fn run(invocation: &Invocation) -> Result<()> {
@@ -41,7 +41,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     }
     if matches!(command, Command::Xarchive(_) | Command::Xrestore(_)) {
         // They say it in the log from where they begin what may take long.
-        memory::exit_on_signals();
+        abnormal::exit_on_signals();
     }
     owner::check_readable(ini, command)?;
     if matches!(command, Command::Cleanup(_)) && is_gone(ini) {

@@ -16,8 +16,8 @@ pub(super) const ARROWS: [(&str, &[&str]); 26] = [
     (
         "master",
         &[
-            "cleanup", "config", "daemon", "files", "identity", "metrics", "options", "output", "pg",
-            "rate_limit", "shell", "status", "tar", "transport", "wal", "protocol",
+            "abnormal", "cleanup", "config", "daemon", "files", "identity", "metrics", "options", "output",
+            "pg", "rate_limit", "shell", "status", "tar", "transport", "wal", "protocol",
         ],
     ),
     (

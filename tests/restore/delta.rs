@@ -333,9 +333,10 @@ fn fault_218_a_delta_without_room_beside_names_in_place_which_then_fits() {
     leave_free(1 << 20);
     let output = wreck.scene.site.standby_command(&BESIDE);
     let (needed, _) = output.stderr.split_once(" MiB needed").unwrap();
-    let needed: f64 = needed.rsplit(' ').next().unwrap().parse().unwrap();
+    let (whole, _) = needed.rsplit(' ').next().unwrap().split_once('.').unwrap();
+    let needed: u64 = whole.parse().unwrap();
     // Room for what differs, and for what PostgreSQL needs, but not for another directory.
-    leave_free(((needed - 2.0) * f64::from(1 << 20)) as u64);
+    leave_free((needed - 2) << 20);
     let output = wreck.scene.site.standby_command(&BESIDE);
     assert_eq!(output.code, Some(1), "{}", output.stderr);
     for part in [
