@@ -14,8 +14,8 @@ use super::apart_notes::{
 };
 use super::error::StoreError;
 use super::failover;
-use super::lineage::{Apart, ApartKind, Lineage, Outgrown, SegmentProgress};
-use super::partial::{PartialEnd, partial_names};
+use super::lineage::{Apart, ApartKind, Lineage, Outgrown};
+use super::partial::partial_names;
 use super::reader::ArchiveReader;
 use super::shared::{Archive, Shared};
 use crate::wal::history::History;
@@ -249,8 +249,8 @@ impl Shared {
         self.ends.keep_only(&in_progress);
         for segment in in_progress {
             match self.ends.of(&self.partial, &binding, segment) {
-                Ok(Some(PartialEnd { end, is_whole, .. })) => {
-                    partials.insert(segment, Some(SegmentProgress { end, is_whole }));
+                Ok(Some(found)) => {
+                    partials.insert(segment, Some(found.progress()));
                 }
                 // One that holds no record proves nothing.
                 Ok(None) => {}
@@ -278,17 +278,14 @@ impl Shared {
     ) -> Result<Option<Apart>, StoreError> {
         let reader = ArchiveReader::of(Arc::clone(&self.completed), self.binding()?);
         let finished = lineage.facts().segments.clone();
-        let stored_end = |segment| reader.kept_end(&finished, segment);
+        let stored_end = |segment| reader.end_of(&finished, segment);
         match name {
             WalFileName::Segment(segment) => {
-                let arriving = |other| {
-                    if other == segment {
-                        end
-                    } else {
-                        stored_end(other)
-                    }
+                let arriving = |other| match other == segment {
+                    true => Ok(end),
+                    false => stored_end(other),
                 };
-                lineage.learn_unended(None, arriving);
+                lineage.learn_unended(None, arriving)?;
                 Ok(lineage.judge(segment, self.ahead_max.load(Ordering::Relaxed)))
             }
             WalFileName::History(timeline) => {
@@ -297,7 +294,7 @@ impl Shared {
                     name,
                     why: fault.to_string(),
                 })?;
-                lineage.learn_unended(Some(&history), stored_end);
+                lineage.learn_unended(Some(&history), stored_end)?;
                 Ok(lineage.judge_history(&history))
             }
             WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(None),

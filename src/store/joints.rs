@@ -13,7 +13,7 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
 use super::binding::Binding;
-use super::checksums::Checksums;
+use super::checksums::{Checksums, KeptChecksum};
 use super::error::StoreError;
 use super::folder::Folder;
 use crate::wal::history::History;
@@ -272,7 +272,39 @@ impl Joints<'_> {
     pub(super) fn kept_before(&self, segment: SegmentName) -> Result<Option<u32>, StoreError> {
         let before = self.name_before(segment)?;
         let kept = before.and_then(|before| self.checksums.read(WalFileName::Segment(before)));
-        Ok(kept.filter(|kept| !kept.is_found).map(|kept| kept.crc32))
+        // One that a record fills does not tell where that begins.
+        let is_known = |kept: &KeptChecksum| !kept.is_found && kept.end != Some(SegmentEnd::Inside);
+        Ok(kept.filter(is_known).map(|kept| kept.crc32))
+    }
+
+    /// How a stored segment ends, as it was kept when it was acknowledged, or else as it is read; `None` if it is not
+    /// there or its records do not hold.
+    pub(super) fn end_of(&self, segment: SegmentName) -> Result<Option<SegmentEnd>, StoreError> {
+        let kept = self.checksums.read(WalFileName::Segment(segment));
+        let acknowledged = kept.filter(|kept| !kept.is_found);
+        if let Some(end) = acknowledged.and_then(|kept| kept.end) {
+            return Ok(Some(end));
+        }
+        // What a start found may have been replaced by hand since.
+        if let Some(end @ SegmentEnd::Open { begins, previous }) = kept.and_then(|kept| kept.end) {
+            let scanner = self.scanner(begins, segment);
+            let scanner = match previous {
+                Some(previous) => scanner.following(previous),
+                None => scanner,
+            };
+            if let WalkEnd::Walked(scanner) = self.walk_to_end(scanner, segment, begins)?
+                && matches!(SegmentEnd::of(&scanner), SegmentEnd::Open { begins: found, .. } if found == begins)
+            {
+                return Ok(Some(end));
+            }
+        }
+        let start = segment.start(self.binding.segment_size).unwrap_or_default();
+        let walked = self.walk_to_end(self.scanner(start, segment), segment, start)?;
+        Ok(match walked {
+            WalkEnd::Walked(scanner) => Some(SegmentEnd::of(&scanner)),
+            WalkEnd::Inside(_) => Some(SegmentEnd::Inside),
+            WalkEnd::Broken => None,
+        })
     }
 
     /// The segment that replay reads before this one, if it is there.

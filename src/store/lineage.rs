@@ -47,8 +47,8 @@
 //!
 //! A server writes whole pages ahead of a commit. One that dies there leaves a finished segment, archived as such, whose
 //! last record goes on into a segment that never came. Whoever is promoted behind it begins where that record does, before the
-//! segment's last byte. No record is lost with it, so where WAL *ends* means its last whole record in all of the above
-//! ([`Lineage::learn_unended`]); the rest of that record, should it arrive, is the parent going on.
+//! segment's last byte. No record is lost with it, so such a history does not lie before acknowledged WAL, and the segment not
+//! behind the end of its timeline ([`Lineage::learn_unended`]). The rest of that record, should it arrive, is the parent going on.
 //!
 //! A file in the archive without a note counts: it was accepted, or an administrator put it there.
 

@@ -330,10 +330,9 @@ impl ArchiveReader {
 
     /// What leads from where to where, with these segments in progress.
     pub fn lineage(&self, partials: &[PartialEnd]) -> Result<Lineage, StoreError> {
-        let partials = partials.iter().map(|partial| {
-            let (end, is_whole) = (partial.end, partial.is_whole);
-            (partial.segment, Some(SegmentProgress { end, is_whole }))
-        });
+        let partials = partials
+            .iter()
+            .map(|partial| (partial.segment, Some(partial.progress())));
         self.lineage_of(&self.listing()?, partials.collect())
     }
 
@@ -382,20 +381,26 @@ impl ArchiveReader {
         });
         facts.damaged = damaged.collect();
         let mut lineage = Lineage::of(facts);
-        lineage.learn_unended(None, |segment| self.kept_end(&listing.segments, segment));
+        lineage.learn_unended(None, |segment| self.end_of(&listing.segments, segment))?;
         Ok(lineage)
     }
 
-    /// How a finished segment ends, if that was kept when it was acknowledged.
-    pub(super) fn kept_end(
+    /// How a finished segment ends; `None` if it is not there or its records do not hold.
+    pub(super) fn end_of(
         &self,
         finished: &SegmentRuns,
         segment: SegmentName,
-    ) -> Option<SegmentEnd> {
-        let is_there = finished.contains(segment);
-        let kept = is_there.then(|| self.checksums.read(WalFileName::Segment(segment)))??;
-        // Whoever replaced by hand what a start found has not told where its last record begins.
-        kept.end.filter(|_| !kept.is_found)
+    ) -> Result<Option<SegmentEnd>, StoreError> {
+        let joints = Joints {
+            completed: &self.completed,
+            checksums: &self.checksums,
+            binding: self.binding,
+            verify: Verify::Records,
+        };
+        match finished.contains(segment) {
+            true => joints.end_of(segment),
+            false => Ok(None),
+        }
     }
 
     /// What it means that [`ArchiveReader::find`] found nothing.

@@ -21,7 +21,7 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::health::Monitor;
 use super::lineage::{ApartKind, Lineage, SegmentProgress};
-use super::partial::{PartialEnd, partial_end, vanished};
+use super::partial::{partial_end, vanished};
 use super::reader::{ArchiveListing, ArchiveReader};
 use super::rounds;
 use super::route::Route;
@@ -264,9 +264,7 @@ impl<'a> Files<'a> {
     fn partial_ends(&self) -> BTreeMap<SegmentName, Option<SegmentProgress>> {
         let ends = self.partials.iter().filter_map(|segment| {
             match partial_end(self.partial, self.binding, *segment) {
-                Ok(Some(PartialEnd { end, is_whole, .. })) => {
-                    Some((*segment, Some(SegmentProgress { end, is_whole })))
-                }
+                Ok(Some(found)) => Some((*segment, Some(found.progress()))),
                 Ok(None) => None,
                 Err(_) => Some((*segment, None)),
             }
@@ -306,8 +304,11 @@ fn lineage_with(
 ) -> Result<Lineage, StoreError> {
     let progress = |segment: &SegmentName| {
         let (_, end) = known.filter(|(known, _)| known == segment)?;
-        let is_whole = false;
-        Some(SegmentProgress { end, is_whole })
+        Some(SegmentProgress {
+            end,
+            is_whole: false,
+            is_damaged: false,
+        })
     };
     let partials = partials.iter().map(|segment| (*segment, progress(segment)));
     reader.lineage_of(listing, partials.collect())

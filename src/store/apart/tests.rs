@@ -5,6 +5,7 @@ use walmgr_protocol::names::Lsn;
 
 use super::*;
 use crate::store::apart_notes::APART_NAME;
+use crate::store::checksums::CHECKSUMS_NAME;
 use crate::store::testing::{
     BINDING, FaultyDisk, Op, Sample, assert_stored, history_file, new_archive,
     open as open_archive, push, scratch_folder, segment,
@@ -387,7 +388,16 @@ fn fault_303_a_record_that_nobody_ended_keeps_no_failover_apart() {
             let claimed = format!("{}.claimed", history.name);
             assert_eq!(note_names(&places), [claimed.as_str()], "{order:?}");
             drop(archive);
+            // What is kept of a file is not synced: a power cut may take it.
+            let kept = places.completed_wals.join(CHECKSUMS_NAME);
+            std::fs::remove_file(kept.join(a.name.to_string())).unwrap();
             let archive = open_archive(&places);
+            assert_eq!(newest(&archive), 2, "{begins_page} {order:?}");
+            drop(archive);
+            let archive = open_archive(&places);
+            assert_eq!(newest(&archive), 2, "{begins_page} {order:?}");
+            let _ = std::fs::remove_file(kept.join(a.name.to_string()));
+            assert_stored(&archive, &segment(1, 1));
             assert_eq!(newest(&archive), 2, "{begins_page} {order:?}");
             // It went on after all, and is ahead of the other.
             assert_stored(&archive, end);
@@ -399,16 +409,25 @@ fn fault_303_a_record_that_nobody_ended_keeps_no_failover_apart() {
 #[test]
 fn fault_303_records_in_progress_may_end_amid_one_as_well() {
     let Promoted { old, history, new } = promoted_amid_a_record(false);
-    let folder = scratch_folder();
-    let places = new_archive(folder.path());
-    let left = places.partial_wals.join(old[0].name.to_string());
-    std::fs::write(&left, &old[0].bytes).unwrap();
-    let archive = open_archive(&places);
-    assert_stored(&archive, &segment(2, 1));
-    for sample in [&history, &new[0]] {
-        assert_stored(&archive, sample);
+    // How many of the old one's are finished, and how many in progress behind them.
+    for (finished, in_progress) in [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2)] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let archive = open_archive(&places);
+        for sample in [&[segment(2, 1)][..], &old[..finished]].concat() {
+            assert_stored(&archive, &sample);
+        }
+        drop(archive);
+        for left in &old[finished..finished + in_progress] {
+            let path = places.partial_wals.join(left.name.to_string());
+            std::fs::write(path, &left.bytes).unwrap();
+        }
+        let archive = open_archive(&places);
+        for sample in [&history, &new[0]] {
+            assert_stored(&archive, sample);
+        }
+        assert_eq!(newest(&archive), 2, "{finished} {in_progress}");
     }
-    assert_eq!(newest(&archive), 2);
 }
 
 #[test]

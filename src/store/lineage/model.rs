@@ -28,6 +28,8 @@ pub struct SegmentProgress {
     pub end: Lsn,
     /// Whether replay goes on in the next segment.
     pub is_whole: bool,
+    /// Whether more of it was acknowledged than holds.
+    pub is_damaged: bool,
 }
 
 /// What is known of an archive.

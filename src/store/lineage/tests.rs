@@ -413,12 +413,17 @@ fn fault_110_records_in_progress_outgrow_a_forgery_as_segments_do() {
     let with = |end: u64| {
         let mut facts = lineage.facts.clone();
         let (end, is_whole) = (Lsn(end), false);
-        let progress = Some(SegmentProgress { end, is_whole });
+        let progress = Some(SegmentProgress {
+            end,
+            is_whole,
+            is_damaged: false,
+        });
         facts.partials.insert(
             segment((1, 6)),
             Some(SegmentProgress {
                 end: Lsn(7 * MIB),
                 is_whole: true,
+                is_damaged: false,
             }),
         );
         facts.partials.insert(segment((1, 7)), progress);

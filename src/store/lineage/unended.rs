@@ -2,7 +2,7 @@
 //! Never reads a file: whoever can says how segments end. Invariant: behind the place where a timeline is left, up to
 //! where [`Lineage::left_end`] says, there is nothing but a part of one record.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
@@ -11,24 +11,33 @@ use crate::wal::history::History;
 use crate::wal::joint::SegmentEnd;
 use crate::wal::page::record_begins_behind;
 
+/// The longest record that PostgreSQL writes (`XLogRecordMaxSize`).
+const RECORD_BYTES_MAX: u64 = 1 << 30;
+
 impl Lineage {
     /// Notes for the histories here, and for one that is about to arrive, which of them leave their parents at the
-    /// beginning of a record that nobody ended. `ends` tells how a finished segment ends, of which that is known.
-    pub(in crate::store) fn learn_unended(
+    /// beginning of a record that nobody ended. `ends` tells how a finished segment ends, `None` if nobody can.
+    ///
+    /// # Errors
+    /// That of `ends`: what cannot be read is not taken for unknown.
+    pub(in crate::store) fn learn_unended<Fault>(
         &mut self,
         arriving: Option<&History>,
-        ends: impl Fn(SegmentName) -> Option<SegmentEnd>,
-    ) {
+        ends: impl Fn(SegmentName) -> Result<Option<SegmentEnd>, Fault>,
+    ) -> Result<(), Fault> {
         let histories = self.facts.histories.values().chain(arriving);
         let ancestors = histories.flat_map(History::ancestors);
         let left: BTreeSet<(TimelineId, Lsn)> = ancestors
             .map(|ancestor| (ancestor.timeline, ancestor.switch_point))
             .collect();
-        let unended = left.into_iter().filter_map(|(timeline, switch)| {
-            let end = self.unended_to(timeline, switch, &ends)?;
-            Some(((timeline, switch), end))
-        });
-        self.facts.unended = unended.collect();
+        let mut unended = BTreeMap::new();
+        for (timeline, switch) in left {
+            if let Some(end) = self.unended_to(timeline, switch, &ends)? {
+                unended.insert((timeline, switch), end);
+            }
+        }
+        self.facts.unended = unended;
+        Ok(())
     }
 
     /// Up to where the segments of a timeline hold no whole record behind the place where another one left it.
@@ -37,38 +46,60 @@ impl Lineage {
         unended.copied().unwrap_or(switch)
     }
 
-    fn unended_to(
+    fn unended_to<Fault>(
         &self,
         timeline: TimelineId,
         switch: Lsn,
-        ends: impl Fn(SegmentName) -> Option<SegmentEnd>,
-    ) -> Option<Lsn> {
+        ends: impl Fn(SegmentName) -> Result<Option<SegmentEnd>, Fault>,
+    ) -> Result<Option<Lsn>, Fault> {
         let size = self.facts.size;
         let name = |number| SegmentName::from_number(timeline, number, size);
-        let mut number = switch.0 / size.bytes();
-        let begins_here = match ends(name(number)) {
+        let first = switch.0 / size.bytes();
+        let begins_here = match ends(name(first))? {
             Some(SegmentEnd::Open { begins, .. }) => {
                 begins == switch || begins == record_begins_behind(switch, size)
             }
             Some(SegmentEnd::Closed { .. } | SegmentEnd::Inside) => false,
-            // What is in progress and reaches the segment's end, although its last whole record does not.
-            None => {
-                let progress = self.facts.partials.get(&name(number));
-                progress.is_some_and(|it| {
-                    *it == Some(SegmentProgress {
-                        end: switch,
-                        is_whole: true,
-                    })
-                })
+            // A claim that stands was found to leave it at its end.
+            None if self.facts.segments.contains(name(first)) => {
+                self.is_claimed_at(timeline, switch)
             }
+            // Behind the segment's first byte, or it may be a record from before that fills it.
+            None => switch.0 > first * size.bytes() && self.is_filled_from(name(first), switch),
         };
         if !begins_here {
-            return None;
+            return Ok(None);
         }
-        number += 1;
-        while ends(name(number)) == Some(SegmentEnd::Inside) {
+        let mut number = first + 1;
+        while (number - first) * size.bytes() < RECORD_BYTES_MAX + size.bytes() {
+            let start = Lsn(number.saturating_mul(size.bytes()));
+            let is_filled = ends(name(number))? == Some(SegmentEnd::Inside)
+                || self.is_filled_from(name(number), start);
+            if !is_filled {
+                break;
+            }
             number += 1;
         }
-        Some(Lsn(number.saturating_mul(size.bytes())))
+        Ok(Some(Lsn(number.saturating_mul(size.bytes()))))
+    }
+
+    /// Whether what is in progress reaches the segment's end, although its last whole record ends here.
+    fn is_filled_from(&self, segment: SegmentName, end: Lsn) -> bool {
+        let progress = SegmentProgress {
+            end,
+            is_whole: true,
+            is_damaged: false,
+        };
+        self.facts.partials.get(&segment) == Some(&Some(progress))
+    }
+
+    /// Whether a timeline that readers follow, because keys brought it, leaves that one here.
+    fn is_claimed_at(&self, timeline: TimelineId, switch: Lsn) -> bool {
+        let histories = &self.facts.histories;
+        self.facts.claimed.iter().any(|claimed| {
+            let history = histories.get(claimed);
+            let left = history.and_then(|history| history.ancestors().last());
+            left.is_some_and(|left| (left.timeline, left.switch_point) == (timeline, switch))
+        })
     }
 }

@@ -9,6 +9,7 @@ use crate::store::binding::Binding;
 use crate::store::damage::Damage;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
+use crate::store::lineage::SegmentProgress;
 use crate::wal::commit::CommitSpan;
 
 /// How far a partial segment goes.
@@ -22,6 +23,17 @@ pub struct PartialEnd {
     pub is_whole: bool,
     /// Set when there was more of it.
     pub damage: Option<Damage>,
+}
+
+impl PartialEnd {
+    /// How far it goes.
+    pub(in crate::store) const fn progress(&self) -> SegmentProgress {
+        SegmentProgress {
+            end: self.end,
+            is_whole: self.is_whole,
+            is_damaged: self.damage.is_some(),
+        }
+    }
 }
 
 /// The segments in the folder, in their order.
