@@ -255,6 +255,41 @@ fn what_was_found_to_follow_is_not_looked_at_again() {
     assert!(reads(&samples[1]).0.is_err());
 }
 
+/// Where a record fills the segment before, what it is begins further back, and that may have been replaced.
+#[test]
+fn fault_100_behind_a_filled_segment_the_whole_record_is_looked_at() {
+    let samples = spanned();
+    let (_folder, places) = stored(&samples);
+    let ends = samples.iter().position(|sample| {
+        let path = places.completed_wals.join(".checksums");
+        let text = fs::read_to_string(path.join(sample.name.to_string())).unwrap();
+        text.contains("\nend inside\n")
+    });
+    let (filled, ends) = (ends.unwrap(), ends.unwrap() + 1);
+    assert_eq!(
+        read(&places, samples[ends].name).unwrap(),
+        samples[ends].bytes
+    );
+    let begins = &samples[filled - 1];
+    let other = flipped(begins, (SIZE - 500) * 8);
+    let kept = KeptChecksum {
+        len: other.len(),
+        crc32: crc32fast::hash(&other.bytes),
+        end: None,
+        has_sound_records: true,
+        follows: None,
+        is_found: false,
+    };
+    plant(&places, begins, &other.bytes);
+    let folder = places.completed_wals.join(".checksums");
+    fs::write(
+        folder.join(begins.name.to_string()),
+        kept.text(begins.name, ""),
+    )
+    .unwrap();
+    assert!(read(&places, samples[ends].name).is_err());
+}
+
 #[test]
 fn fault_100_a_damaged_second_half_is_never_acknowledged() {
     for (samples, hit) in [(crossed(), 1), (spanned(), 3)] {
