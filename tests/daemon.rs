@@ -3,18 +3,19 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use walmgr::cli::Options;
 use walmgr::error::ExitTable;
 use walmgr::test_support::daemon::{self, ForkSide, Notice, Notices, PidFile, Readiness};
 use walmgr::{abnormal, output};
 
 use crate::support::outcome::Output as Ended;
 use crate::support::place::{as_server, server_user, walmgr_binary};
-use crate::support::{Site, wait_for};
+use crate::support::{Site, TempDir, wait_for};
 
 const SCENE: &str = "WALMGR_TEST_SCENE";
 const SCENE_FOLDER: &str = "WALMGR_TEST_FOLDER";
@@ -84,10 +85,20 @@ fn panic_in_a_thread() -> i32 {
     0
 }
 
+/// Names the logfile of a scene.
+const LOGFILE: &str = "WALMGR_SCENE_LOGFILE";
+
 /// `is_logging`: whether it has come to where what it says of signals is in the log.
 fn blocked(is_logging: bool) -> i32 {
     abnormal::prepare(ExitTable::Xarchive);
     abnormal::exit_on_signals();
+    let logfile = std::env::var_os(LOGFILE).map(PathBuf::from);
+    let log = output::Log {
+        logfile: logfile.as_deref(),
+        format: output::Format::Text,
+        speaker: output::Speaker::Archiver,
+    };
+    output::start(&Options::default(), log).unwrap();
     if is_logging {
         abnormal::log_signals(ExitTable::Xarchive).unwrap();
     }
@@ -207,7 +218,16 @@ fn fault_5_a_panic_during_a_panic_does_not_abort_xarchive() {
 
 /// Starts a scene and waits until it says that it is up.
 fn started(scene: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut child = player(scene).spawn().unwrap();
+    started_with(scene, Path::new(""))
+}
+
+/// The same with a logfile.
+fn started_with(scene: &str, logfile: &Path) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut player = player(scene);
+    if logfile != Path::new("") {
+        player.env(LOGFILE, logfile);
+    }
+    let mut child = player.spawn().unwrap();
     let mut words = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     while line.trim_end() != "up" {
@@ -237,7 +257,9 @@ fn fault_4_a_signal_ends_xarchive_with_1_while_everything_blocks() {
         .into_iter()
         .flat_map(|signal| scenes.map(|scene| (signal, scene)))
     {
-        let (child, _words) = started(scene);
+        let folder = TempDir::new();
+        let logfile = folder.join("log");
+        let (child, _words) = started_with(scene, &logfile);
         let begun = Instant::now();
         send(&child, signal);
         let output = child.wait_with_output().unwrap();
@@ -249,6 +271,9 @@ fn fault_4_a_signal_ends_xarchive_with_1_while_everything_blocks() {
                 "walmgr: stopped by {name} before the work was done"
             )]
         );
+        let logged = std::fs::read_to_string(&logfile).unwrap_or_default();
+        let is_logged = logged.contains(&format!("ERROR stopped by {name}"));
+        assert_eq!(is_logged, scene == "blocked", "{scene}: {logged}");
     }
 }
 

@@ -40,7 +40,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         return synch_standby::run_without_file(options, typed);
     }
     if matches!(command, Command::Xarchive(_) | Command::Xrestore(_)) {
-        // They say it in the log from where they begin what may take long.
+        // Once they push or copy a file the log says so, too.
         abnormal::exit_on_signals();
     }
     owner::check_readable(ini, command)?;
