@@ -278,8 +278,19 @@ impl Joints<'_> {
     }
 
     /// How a stored segment ends, as it was kept when it was acknowledged, or else as it is read; `None` if it is not
-    /// there or its records do not hold.
+    /// there, cannot be read, or its records do not hold.
     pub(super) fn end_of(&self, segment: SegmentName) -> Result<Option<SegmentEnd>, StoreError> {
+        match self.read_end_of(segment) {
+            // One bad sector is no reason to refuse what does not come from there.
+            Err(error @ StoreError::Disk { .. }) => {
+                tracing::error!("ALARM: nobody knows how {segment} ends: {error}");
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    fn read_end_of(&self, segment: SegmentName) -> Result<Option<SegmentEnd>, StoreError> {
         let kept = self.checksums.read(WalFileName::Segment(segment));
         let acknowledged = kept.filter(|kept| !kept.is_found);
         if let Some(end) = acknowledged.and_then(|kept| kept.end) {

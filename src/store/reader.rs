@@ -385,7 +385,7 @@ impl ArchiveReader {
         Ok(lineage)
     }
 
-    /// How a finished segment ends; `None` if it is not there or its records do not hold.
+    /// How a finished segment ends; `None` if it is not there or nobody can tell.
     pub(super) fn end_of(
         &self,
         finished: &SegmentRuns,

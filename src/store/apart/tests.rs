@@ -399,6 +399,15 @@ fn fault_303_a_record_that_nobody_ended_keeps_no_failover_apart() {
             let _ = std::fs::remove_file(kept.join(a.name.to_string()));
             assert_stored(&archive, &segment(1, 1));
             assert_eq!(newest(&archive), 2, "{begins_page} {order:?}");
+            drop(archive);
+            let disk = FaultyDisk::over(crate::store::testing::real());
+            for _ in 0..100 {
+                disk.fail_named(Op::Read, &a.name.to_string(), rustix::io::Errno::IO);
+            }
+            let archive = Archive::open(&places, disk as Arc<dyn Disk>).unwrap();
+            assert_eq!(newest(&archive), 2, "{begins_page} {order:?}");
+            drop(archive);
+            let archive = open_archive(&places);
             // It went on after all, and is ahead of the other.
             assert_stored(&archive, end);
             assert_eq!(newest(&archive), 1, "{begins_page} {order:?}");

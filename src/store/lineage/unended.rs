@@ -19,7 +19,7 @@ impl Lineage {
     /// beginning of a record that nobody ended. `ends` tells how a finished segment ends, `None` if nobody can.
     ///
     /// # Errors
-    /// That of `ends`: what cannot be read is not taken for unknown.
+    /// Those of `ends`.
     pub(in crate::store) fn learn_unended<Fault>(
         &mut self,
         arriving: Option<&History>,
