@@ -291,17 +291,61 @@ mod tests {
         }
     }
 
+    /// What may stand in a line.
+    const WORDS: [&str; 24] = [
+        "m.ini",
+        "/etc/s.ini",
+        "name",
+        "xarchive",
+        "xrestore",
+        "status",
+        "setup",
+        "restore",
+        "-q",
+        "-v",
+        "-n",
+        "-d",
+        "--set",
+        "a=b",
+        "--json",
+        "--",
+        "pg_wal/RECOVERYXLOG",
+        "000000010000000000000005",
+        "-s",
+        "--all",
+        "--ini",
+        "-k",
+        "00000002.history",
+        "--version",
+    ];
+
+    fn words(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<&'static str>> {
+        proptest::collection::vec(proptest::sample::select(WORDS.to_vec()), count)
+    }
+
+    /// A line such as PostgreSQL types, with words that do not belong there wherever something may stand.
+    fn nearly_of_postgresql() -> impl Strategy<Value = Vec<&'static str>> {
+        let command = proptest::sample::select(vec!["xarchive", "xrestore"]);
+        let parts = (
+            words(0..2),
+            words(0..2),
+            command,
+            words(0..2),
+            any::<bool>(),
+        );
+        parts.prop_map(|(first, second, command, third, is_turned)| {
+            let mut files = ["pg_wal/RECOVERYXLOG", "000000010000000000000005"];
+            if is_turned {
+                files.reverse();
+            }
+            [&first[..], &["m.ini"], &second, &[command], &third, &files].concat()
+        })
+    }
+
     proptest! {
         #[test]
         fn a_line_means_the_same_to_both_grammars(
-            words in proptest::collection::vec(
-                proptest::sample::select(vec![
-                    "m.ini", "/etc/s.ini", "name", "xarchive", "xrestore", "status", "setup", "restore", "-q", "-v", "-n",
-                    "-d", "--set", "a=b", "--json", "--", "pg_wal/RECOVERYXLOG", "000000010000000000000005", "-s", "--all",
-                    "--ini", "-k", "00000002.history", "-vv", "--version",
-                ]),
-                0..8,
-            )
+            words in prop_oneof![words(0..8), nearly_of_postgresql()]
         ) {
             agrees(&words);
         }
