@@ -121,23 +121,15 @@ where
 {
     let matches = grammar_of::<Commands>().try_get_matches_from(arguments)?;
     let behind = matches.subcommand().map(|(_, behind)| behind);
-    let Line {
-        flags,
-        daemon,
-        old_spellings,
-        sample,
-        generate,
-        ini,
-        command,
-    } = Line::<Commands>::from_arg_matches(&matches)?;
+    let line = Line::<Commands>::from_arg_matches(&matches)?;
     let line = Line {
-        flags,
-        daemon,
-        old_spellings,
-        sample,
-        generate,
-        ini,
-        command: command.map(Into::into),
+        command: line.command.map(Into::into),
+        flags: line.flags,
+        daemon: line.daemon,
+        old_spellings: line.old_spellings,
+        sample: line.sample,
+        generate: line.generate,
+        ini: line.ini,
     };
     Ok(Typed {
         line,

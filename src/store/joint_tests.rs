@@ -255,7 +255,7 @@ fn what_was_found_to_follow_is_not_looked_at_again() {
     assert!(reads(&samples[1]).0.is_err());
 }
 
-/// Where a record fills the segment before, what it is begins further back, and that may have been replaced.
+/// A record that fills the segment before begins further back, in a segment that may have been replaced since.
 #[test]
 fn fault_100_behind_a_filled_segment_the_whole_record_is_looked_at() {
     let samples = spanned();

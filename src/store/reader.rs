@@ -259,13 +259,16 @@ impl ArchiveReader {
     /// A scanner that comes out of the finished segment before this one; `None` if there is none, or its
     /// own records do not hold.
     pub fn scanner_before(&self, segment: SegmentName) -> Result<Option<Scanner>, StoreError> {
-        let joints = Joints {
+        self.joints().scanner_before(segment)
+    }
+
+    fn joints(&self) -> Joints<'_> {
+        Joints {
             completed: &self.completed,
             checksums: &self.checksums,
             binding: self.binding,
             verify: Verify::Records,
-        };
-        joints.scanner_before(segment)
+        }
     }
 
     /// Proves that a stretch of WAL is here, as [`Archive::prove_wal`](super::Archive::prove_wal) does, beside a
@@ -391,14 +394,8 @@ impl ArchiveReader {
         finished: &SegmentRuns,
         segment: SegmentName,
     ) -> Result<Option<SegmentEnd>, StoreError> {
-        let joints = Joints {
-            completed: &self.completed,
-            checksums: &self.checksums,
-            binding: self.binding,
-            verify: Verify::Records,
-        };
         match finished.contains(segment) {
-            true => joints.end_of(segment),
+            true => self.joints().end_of(segment),
             false => Ok(None),
         }
     }
