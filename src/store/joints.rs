@@ -298,11 +298,7 @@ impl Joints<'_> {
         }
         // What a start found may have been replaced by hand since.
         if let Some(end @ SegmentEnd::Open { begins, previous }) = kept.and_then(|kept| kept.end) {
-            let scanner = self.scanner(begins, segment);
-            let scanner = match previous {
-                Some(previous) => scanner.following(previous),
-                None => scanner,
-            };
+            let scanner = self.scanner_at(begins, previous, segment);
             if let WalkEnd::Walked(scanner) = self.walk_to_end(scanner, segment, begins)?
                 && matches!(SegmentEnd::of(&scanner), SegmentEnd::Open { begins: found, .. } if found == begins)
             {
@@ -376,12 +372,7 @@ impl Joints<'_> {
                 return Ok(WalkEnd::Walked(Box::new(scanner)));
             }
             Some(SegmentEnd::Open { begins, previous }) if inside(begins) => {
-                let scanner = self.scanner(begins, segment);
-                let scanner = match previous {
-                    Some(previous) => scanner.following(previous),
-                    None => scanner,
-                };
-                (scanner, begins)
+                (self.scanner_at(begins, previous, segment), begins)
             }
             Some(SegmentEnd::Open { .. }) | None => (self.scanner(start, segment), start),
         };
@@ -413,6 +404,15 @@ impl Joints<'_> {
             Reached::Inside(scanner) => WalkEnd::Inside(Some(scanner)),
             Reached::Short => WalkEnd::Broken,
         })
+    }
+
+    /// One that stands before a record, and knows the one before that if somebody does.
+    fn scanner_at(&self, begins: Lsn, previous: Option<Lsn>, segment: SegmentName) -> Scanner {
+        let scanner = self.scanner(begins, segment);
+        match previous {
+            Some(previous) => scanner.following(previous),
+            None => scanner,
+        }
     }
 
     fn scanner(&self, lsn: Lsn, segment: SegmentName) -> Scanner {

@@ -416,6 +416,30 @@ fn fault_303_a_record_that_nobody_ended_keeps_no_failover_apart() {
 }
 
 #[test]
+fn fault_303_an_end_that_nobody_kept_is_read_when_the_history_comes() {
+    let Promoted { old, history, new } = promoted_amid_a_record(false);
+    // Whether a start comes between, which keeps what it finds.
+    for is_found in [false, true] {
+        let folder = scratch_folder();
+        let places = new_archive(folder.path());
+        let mut archive = open_archive(&places);
+        for sample in [&segment(2, 1), &old[0], &old[1]] {
+            assert_stored(&archive, sample);
+        }
+        let kept = places.completed_wals.join(CHECKSUMS_NAME);
+        std::fs::remove_file(kept.join(old[0].name.to_string())).unwrap();
+        if is_found {
+            drop(archive);
+            archive = open_archive(&places);
+        }
+        for sample in [&history, &new[0]] {
+            assert_stored(&archive, sample);
+        }
+        assert_eq!(newest(&archive), 2, "{is_found}");
+    }
+}
+
+#[test]
 fn fault_303_records_in_progress_may_end_amid_one_as_well() {
     let Promoted { old, history, new } = promoted_amid_a_record(false);
     // How many of the old one's are finished, and how many in progress behind them.

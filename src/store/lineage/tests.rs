@@ -366,6 +366,26 @@ fn fault_300_a_timeline_left_in_its_first_segment_joins_in_any_order() {
 }
 
 #[test]
+fn fault_303_a_damaged_end_is_no_place_to_leave_a_timeline_at() {
+    for is_damaged in [false, true] {
+        let mut facts = facts(&[(1, 5), (2, 6)], &[]);
+        let end = Lsn(25 * STEP);
+        let progress = SegmentProgress {
+            end,
+            is_whole: true,
+            is_damaged,
+        };
+        facts.partials.insert(segment((1, 6)), Some(progress));
+        let mut lineage = Lineage::of(facts);
+        let history = history(2, &[(1, 25)]);
+        let unknown = |_| Ok::<_, std::convert::Infallible>(None);
+        lineage.learn_unended(Some(&history), unknown).unwrap();
+        let judged = lineage.judge_history(&history);
+        assert_eq!(judged.is_some(), is_damaged, "{judged:?}");
+    }
+}
+
+#[test]
 fn fault_110_a_connected_forgery_gives_way_to_the_parent_that_goes_on() {
     let forged = [named(2, &[(1, 24)]), whole(2, 6), whole(2, 7)];
     let lineage = after(&forged);

@@ -10,9 +10,7 @@ use super::model::{Lineage, SegmentProgress};
 use crate::wal::history::History;
 use crate::wal::joint::SegmentEnd;
 use crate::wal::page::record_begins_behind;
-
-/// The longest record that PostgreSQL writes (`XLogRecordMaxSize`).
-const RECORD_BYTES_MAX: u64 = 1 << 30;
+use crate::wal::record::record_bytes_max;
 
 impl Lineage {
     /// Notes for the histories here, and for one that is about to arrive, which of them leave their parents at the
@@ -71,7 +69,8 @@ impl Lineage {
             return Ok(None);
         }
         let mut number = first + 1;
-        while (number - first) * size.bytes() < RECORD_BYTES_MAX + size.bytes() {
+        let longest = u64::from(record_bytes_max(None)).div_ceil(size.bytes());
+        while number - first <= longest {
             let start = Lsn(number.saturating_mul(size.bytes()));
             let is_filled = ends(name(number))? == Some(SegmentEnd::Inside)
                 || self.is_filled_from(name(number), start);
