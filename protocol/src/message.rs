@@ -27,13 +27,13 @@
 //! | 36 | conflict | receiver | `u64` size, `u32` CRC-32 of what is stored under the name |
 //! | 37 | announcement | client | `name`, `u64` size, `u8` verify: an offer whose CRC-32 is not known yet |
 //! | 38 | checksum request | receiver | nothing: the name is held, and the client offers it with its CRC-32 |
-//! | 48–63 | backup | both | see [`backup`] |
-//! | 64–71 | fetch | both | see [`fetch`] |
+//! | 64–73 | fetch | both | see [`fetch`] |
 //! | 80–86 | partial stream | both | see [`partial`] |
 //! | 96–99 | trial | both | see [`trial`] |
+//! | 128–143 | backup | both | see [`backup`] |
 //!
 //! A cluster is `u64` system identifier, `u16` PostgreSQL major version, `u32` `wal_segment_size`.
-//! CRC-32 is zlib's throughout. Each flow has sixteen numbers ([`kind`]). Those of [`Flow::Control`] belong to
+//! CRC-32 is zlib's throughout. Each flow has a range of numbers ([`kind`]). Those of [`Flow::Control`] belong to
 //! channel 0, as does a goodbye; those of the other flows to a channel from 1 on; an error to the channel whose upload it ends.
 
 pub mod backup;

@@ -8,12 +8,14 @@ use std::fmt;
 /// | version | since         | what it brought                                       |
 /// |---------|---------------|-------------------------------------------------------|
 /// | 1       | 4.0.0-alpha.1 | hello, setup, list and overview of the archive; push, |
-/// |         |               | backup, fetch and partial stream; ping and goodbye    |
+/// |         |               | backup, fetch, partial stream and trial; ping and     |
+/// |         |               | goodbye                                               |
 ///
 /// # When the wire changes
 ///
-/// Whatever 4.0.0-alpha.1 or a later release sends stays readable. Its frames are in
-/// `protocol/tests/golden`, a file a release, and a file of a release is never edited.
+/// Whatever a release sends stays readable, from 4.0.0-alpha.1 on. Its frames are in
+/// `protocol/tests/golden`, a file a release. The file of a release changes until the release is
+/// tagged, and never afterwards.
 ///
 /// - A field is added at the end of the body of a hello or a welcome: readers skip what they do not
 ///   know there. Nothing else has room for one; it becomes a message of its own.

@@ -1,4 +1,4 @@
-//! The messages of a backup, each struct beside its encoding; kinds 48 to 63.
+//! The messages of a backup, each struct beside its encoding; kinds 128 to 143.
 //! Never interprets one. Invariant: every list is bounded on both sides, and no path leads out of
 //! the set.
 //!
@@ -9,22 +9,22 @@
 //!
 //! | kind | message | sent by | payload |
 //! |-----:|---------|---------|---------|
-//! | 48 | begin | client | `string` who, `string` origin, `string` label, `u32` timeline |
-//! | 49 | granted | receiver | `token`, `u32` lease in seconds, `u16` streams |
-//! | 50 | resume | client | `token` |
-//! | 51 | join | client | `token`, `u16` number of the stream, from 0 |
-//! | 52 | held request | client | `u16` count, then that many `path` |
-//! | 53 | held | receiver | `u16` count, then in the same order `u8` what (0 nothing, 1 its beginning, 2 all of it, 3 a directory) with, for 1, `u64` bytes, `u32` CRC-32C of them, `u64` length, and for 2, `u64` length, `u32` CRC-32C |
-//! | 54 | files done | receiver | `u16` count, then that many times `path`, `u64` length, `u32` CRC-32C |
-//! | 55 | end of a stream | client | `u64` length of the stream |
-//! | 56 | stream taken | receiver | `u64` length of the stream |
-//! | 57 | part | client | `u8` which (1 label, 2 tablespace map, 3 manifest, 4 a configuration file), for 4 its `path`; `u64` size, `u32` CRC-32; its data blocks follow |
-//! | 58 | finish | client | `lsn` start, `lsn` stop, `u32` timeline, `u32` seconds to wait for the WAL |
-//! | 59 | sealed | receiver | `string` name, `string` where it is, `u64` bytes that the set takes up by itself, `u32` sets expired, `u32` WAL files purged, `u16` count, then that many `string` warnings |
-//! | 60 | parent request | client | `lsn` start, `u32` timeline, `bool` checksums, `u32` bytes in a page, `u32` pages in a file, `u32` seconds to wait for the WAL |
-//! | 61 | parent | receiver | `u8` 0 and `string` why there is none, or 1, `string` name, `lsn` start, `u32` backups since a full one |
-//! | 62 | needed request | client | `u16` count, then that many times `path` in the data directory, `u64` length |
-//! | 63 | needed | receiver | `u16` count, then in the same order `u8` 0 all of it, or 1 and `u16` count, then that many times `u32` first block, `u32` blocks |
+//! | 128 | begin | client | `string` who, `string` origin, `string` label, `u32` timeline |
+//! | 129 | granted | receiver | `token`, `u32` lease in seconds, `u16` streams |
+//! | 130 | resume | client | `token` |
+//! | 131 | join | client | `token`, `u16` number of the stream, from 0 |
+//! | 132 | held request | client | `u16` count, then that many `path` |
+//! | 133 | held | receiver | `u16` count, then in the same order `u8` what (0 nothing, 1 its beginning, 2 all of it, 3 a directory) with, for 1, `u64` bytes, `u32` CRC-32C of them, `u64` length, and for 2, `u64` length, `u32` CRC-32C |
+//! | 134 | files done | receiver | `u16` count, then that many times `path`, `u64` length, `u32` CRC-32C |
+//! | 135 | end of a stream | client | `u64` length of the stream |
+//! | 136 | stream taken | receiver | `u64` length of the stream |
+//! | 137 | part | client | `u8` which (1 label, 2 tablespace map, 3 manifest, 4 a configuration file), for 4 its `path`; `u64` size, `u32` CRC-32; its data blocks follow |
+//! | 138 | finish | client | `lsn` start, `lsn` stop, `u32` timeline, `u32` seconds to wait for the WAL |
+//! | 139 | sealed | receiver | `string` name, `string` where it is, `u64` bytes that the set takes up by itself, `u32` sets expired, `u32` WAL files purged, `u16` count, then that many `string` warnings |
+//! | 140 | parent request | client | `lsn` start, `u32` timeline, `bool` checksums, `u32` bytes in a page, `u32` pages in a file, `u32` seconds to wait for the WAL |
+//! | 141 | parent | receiver | `u8` 0 and `string` why there is none, or 1, `string` name, `lsn` start, `u32` backups since a full one |
+//! | 142 | needed request | client | `u16` count, then that many times `path` in the data directory, `u64` length |
+//! | 143 | needed | receiver | `u16` count, then in the same order `u8` 0 all of it, or 1 and `u16` count, then that many times `u32` first block, `u32` blocks |
 
 use bytes::{BufMut, BytesMut};
 
