@@ -104,6 +104,10 @@ pub mod receiver {
         BACKUP_IDLE_MAX, BLOCK_DEADLINE, DRAIN_DEADLINE, IDLE_DEADLINE, UPLOADS_MAX,
         UPLOADS_PER_PEER_MAX,
     };
+    /// What the answer to a panic calls each kind of work that a client waits for.
+    pub fn awaited_work() -> impl Iterator<Item = &'static str> {
+        (crate::receiver::worker::AwaitedWork::ALL.into_iter()).map(|work| work.words())
+    }
     pub mod refusal_log {
         pub use crate::receiver::refusal_log::{REFUSAL_LOG_INTERVAL, REFUSAL_LOG_LINES_MAX};
     }

@@ -5,7 +5,7 @@
 use tokio::sync::oneshot;
 use walmgr_protocol::message::Message;
 
-use crate::receiver::worker;
+use crate::receiver::worker::{self, AwaitedWork};
 
 /// The answer that is awaited, if any is.
 #[derive(Default)]
@@ -29,6 +29,7 @@ impl SetAsking {
         };
         let answer = answer.await;
         self.0 = None;
-        answer.unwrap_or_else(|_| Message::Error(worker::failed_on("question")))
+        answer
+            .unwrap_or_else(|_| Message::Error(worker::failed_on(AwaitedWork::SetQuestion.words())))
     }
 }

@@ -104,6 +104,51 @@ impl WorkEnds {
     }
 }
 
+/// The work that a client waits for, each on a thread of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AwaitedWork {
+    /// A file comes into the archive.
+    Upload,
+    /// Records of the segment in progress come.
+    Stream,
+    /// A backup set comes.
+    Backup,
+    /// A file or a backup set is sent back.
+    Fetch,
+    /// Blocks are measured and dropped.
+    Trial,
+    /// A request about the archive is answered.
+    Request,
+    /// A question about a backup set is looked into.
+    SetQuestion,
+}
+
+impl AwaitedWork {
+    /// All of them.
+    pub(crate) const ALL: [AwaitedWork; 7] = [
+        AwaitedWork::Upload,
+        AwaitedWork::Stream,
+        AwaitedWork::Backup,
+        AwaitedWork::Fetch,
+        AwaitedWork::Trial,
+        AwaitedWork::Request,
+        AwaitedWork::SetQuestion,
+    ];
+
+    /// What the client and the log call it.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            AwaitedWork::Upload => "upload",
+            AwaitedWork::Stream => "stream",
+            AwaitedWork::Backup => "backup",
+            AwaitedWork::Fetch => "fetch",
+            AwaitedWork::Trial => "trial",
+            AwaitedWork::Request => "request",
+            AwaitedWork::SetQuestion => "question about a backup set",
+        }
+    }
+}
+
 /// What a worker tells its connection.
 pub(crate) trait WorkerReport: Send + 'static {
     /// It gave up; nothing follows.
@@ -129,13 +174,13 @@ pub(crate) struct Worker<Job, Report> {
 }
 
 impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
-    /// Starts a thread of this name, which does `work` and says in the end how that failed, if it did.
+    /// Starts a thread for this work, which does `work` and says in the end how that failed, if it did.
     /// As many jobs as `queue` wait for it. Dropping the returned value ends the queue.
     ///
     /// Whatever `work` wrote on its way is a temporary, which unwinding removes.
     pub(crate) fn start(
         of: &Workforce,
-        name: &'static str,
+        awaited: AwaitedWork,
         queue: usize,
         say: impl Fn(FromWorker<Report>) -> bool + Send + Sync + 'static,
         work: impl FnOnce(mpsc::Receiver<Job>, &Say<Report>) -> Result<(), Error> + Send + 'static,
@@ -148,7 +193,7 @@ impl<Job: Send + 'static, Report: WorkerReport> Worker<Job, Report> {
                 say(Report::failed(error));
             }
         };
-        of.spawn(name, move || work(inbox, &at_work), ended);
+        of.spawn(awaited.words(), move || work(inbox, &at_work), ended);
         worker
     }
 
@@ -189,7 +234,8 @@ fn new<Job, Report: 'static>(
     (Worker { id, jobs, says }, say)
 }
 
-/// Does one thing on a thread of this name, and waits for it.
+/// Does one thing on a thread of this name, and waits for it. What a client waits for has its name from
+/// [`AwaitedWork`].
 pub(crate) async fn once<T: Send + 'static>(
     of: &Workforce,
     name: &'static str,
@@ -203,7 +249,7 @@ pub(crate) async fn once<T: Send + 'static>(
     told.await.unwrap_or_else(|_| Err(failed_on(name)))
 }
 
-/// Does one thing on a thread of this name, for which nobody waits.
+/// Does one thing on a thread of this name, and does not wait for it.
 pub(crate) fn aside(of: &Workforce, name: &'static str, work: impl FnOnce() + Send + 'static) {
     of.spawn(name, work, drop);
 }
@@ -279,7 +325,8 @@ mod tests {
     fn start(work: Work) -> (Worker<u32, Spoken>, mpsc::Receiver<Spoken>) {
         let (reports, inbox) = mpsc::channel(8);
         let say = move |said: FromWorker<Spoken>| reports.try_send(said.report).is_ok();
-        (Worker::start(&workforce(), "test", 2, say, work), inbox)
+        let worker = Worker::start(&workforce(), AwaitedWork::Upload, 2, say, work);
+        (worker, inbox)
     }
 
     fn workforce() -> Workforce {

@@ -1,12 +1,16 @@
-//! Bugs: a panic is planted in each of the receiver's workers, and in the task of a connection.
+//! Bugs: a panic is planted in all work of the receiver that a client waits for, and in the task of a connection.
 
 use std::time::{Duration, Instant};
 
 use walmgr_protocol::message::backup::{Backup, Begin};
 use walmgr_protocol::message::fetch::{Fetch, GetFile};
 use walmgr_protocol::message::partial::{self, Partial};
+use walmgr_protocol::message::reach::{SetQuestion, WantedTimeline};
+use walmgr_protocol::message::trial::{Trial, TrialBegin};
 use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::names::{TimelineId, WalFileName};
+
+use walmgr::test_support::receiver::awaited_work;
 
 use super::{offer_of, peer_of, plain_site, still_serves};
 use crate::support::peer::{PATIENCE, Peer};
@@ -20,8 +24,8 @@ fn restart_with(site: &mut Site, place: &str) {
     site.receiver.start(&mut command).unwrap();
 }
 
-/// The messages that make each worker begin.
-fn openings(site: &Site) -> [(&'static str, Message); 4] {
+/// The message that makes this work begin, and its channel.
+fn opening_of(work: &str, site: &Site) -> (u16, Message) {
     let name: WalFileName = site.segment_name(99).parse().unwrap();
     let timeline = TimelineId::FIRST;
     let backup = Begin {
@@ -34,15 +38,28 @@ fn openings(site: &Site) -> [(&'static str, Message); 4] {
         name: site.segment_name(1).parse().unwrap(),
         compression: 0,
     };
-    [
-        ("upload", Message::Offer(offer_of(name, b"x"))),
-        (
-            "stream",
+    let trial = TrialBegin {
+        size: 1,
+        synced: false,
+    };
+    let question = SetQuestion {
+        name: "data.master".to_owned(),
+        timeline: WantedTimeline::Newest,
+        target: None,
+    };
+    match work {
+        "upload" => (1, Message::Offer(offer_of(name, b"x"))),
+        "stream" => (
+            1,
             Message::Partial(Partial::Begin(partial::Begin { timeline })),
         ),
-        ("backup", Message::Backup(Backup::Begin(backup))),
-        ("fetch", Message::Fetch(Fetch::GetFile(file))),
-    ]
+        "backup" => (1, Message::Backup(Backup::Begin(backup))),
+        "fetch" => (1, Message::Fetch(Fetch::GetFile(file))),
+        "trial" => (1, Message::Trial(Trial::Begin(trial))),
+        "request" => (0, Message::OverviewRequest),
+        "question about a backup set" => (0, Message::Fetch(Fetch::DescribeSet(question))),
+        other => panic!("no message here begins a {other}"),
+    }
 }
 
 /// The log has one line about the panic, which names the place, and the answer says where to look.
@@ -122,16 +139,17 @@ fn fault_145_a_panic_in_any_worker_is_answered_internal_and_one_line() {
     }
     let mut site = plain_site();
     still_serves(&site, 1);
-    for (number, (place, message)) in (2..).step_by(2).zip(openings(&site)) {
+    for (number, place) in (2..).step_by(2).zip(awaited_work()) {
         restart_with(&mut site, place);
         let (mut other, mut peer) = (peer_of(&site), peer_of(&site));
         let beside = OtherWork::begin(&site, place, &mut other, number);
         let same = OtherWork::begin(&site, place, &mut peer, number + 1);
+        let (channel, message) = opening_of(place, &site);
         let sent = Instant::now();
-        same.peer.send(1, &message);
+        same.peer.send(channel, &message);
         let answer = same.peer.refusal();
         let took = sent.elapsed();
-        println!("a panic of the {place} worker was answered within {took:.1?}");
+        println!("a panic of the {place} was answered within {took:.1?}");
         // The claim is a second, which a machine that runs all tests does not always have.
         assert!(!soak() || took < Duration::from_secs(1), "{took:?}");
         assert_eq!(answer.scope, Scope::Channel);

@@ -24,7 +24,7 @@ use crate::receiver::cluster::running::{
 use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::refusal;
 use crate::receiver::shares::Share;
-use crate::receiver::worker::{self, FromWorker, Say, Worker};
+use crate::receiver::worker::{self, AwaitedWork, FromWorker, Say, Worker};
 use crate::store::sets::{ParentOfSet, SealedFile};
 
 /// What the connection asks of its worker.
@@ -61,7 +61,7 @@ pub(crate) fn start(
     let workforce = served.store.workforce.clone();
     Worker::start(
         &workforce,
-        "backup",
+        AwaitedWork::Backup,
         BLOCKS_IN_FLIGHT,
         say,
         move |inbox, say| {

@@ -16,7 +16,8 @@ use crate::receiver::cluster::ServedCluster;
 use crate::receiver::cluster::open_store::OpenStore;
 use crate::receiver::link::{ConnectionEnd, Link};
 use crate::receiver::peer::{AuditedPeer, Peer};
-use crate::receiver::{refusal, worker};
+use crate::receiver::refusal;
+use crate::receiver::worker::{self, AwaitedWork};
 use crate::store::survey::survey;
 use crate::store::{Binding, Disk, RealDisk, StoreError};
 use crate::transport::authorized_keys::Right;
@@ -62,13 +63,19 @@ async fn answer(
     request: Message,
 ) -> Message {
     let (shared, theirs, by) = (served.clone(), peer.cluster, peer.audited());
-    let working = worker::once(&served.store.workforce, "request", move || match request {
-        Message::Setup => set_up(&shared, theirs, &by),
-        Message::OverviewRequest => overview(&shared, connections),
-        Message::ListRequest(request) => list(&shared.store, &request),
-        Message::Fetch(Fetch::ListBackups(request)) => Ok(sets::answer(&shared.cluster, &request)),
-        other => Ok(unexpected(&other)),
-    });
+    let working = worker::once(
+        &served.store.workforce,
+        AwaitedWork::Request.words(),
+        move || match request {
+            Message::Setup => set_up(&shared, theirs, &by),
+            Message::OverviewRequest => overview(&shared, connections),
+            Message::ListRequest(request) => list(&shared.store, &request),
+            Message::Fetch(Fetch::ListBackups(request)) => {
+                Ok(sets::answer(&shared.cluster, &request))
+            }
+            other => Ok(unexpected(&other)),
+        },
+    );
     match working.await {
         Ok(Ok(message)) => message,
         Ok(Err(error)) => {

@@ -20,7 +20,8 @@ use crate::pg::recovery::TargetTimeline;
 use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::flows::fetch::send;
 use crate::receiver::peer::PeerKey;
-use crate::receiver::{refusal, worker};
+use crate::receiver::refusal;
+use crate::receiver::worker::{self, AwaitedWork};
 use crate::store::sets::{HeldSet, SetError};
 use crate::store::{ArchiveReader, RealDisk, RecoveryReach, StoreError, WantedSet};
 use crate::wal::obstacle::{Demands, Obstacle};
@@ -48,7 +49,7 @@ pub(super) fn ask(
         }
     };
     let workforce = served.store.workforce.clone();
-    worker::aside(&workforce, "question about a backup set", move || {
+    worker::aside(&workforce, AwaitedWork::SetQuestion.words(), move || {
         let _place = place;
         let (begun, most) = (Instant::now(), Duration::from_secs(TARGET_SEARCH_S_MAX));
         let goes_on = || !teller.is_closed() && begun.elapsed() < most;

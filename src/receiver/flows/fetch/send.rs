@@ -23,7 +23,7 @@ use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::peer::{AuditedPeer, Peer};
 use crate::receiver::reports::FetchReport;
 use crate::receiver::shares::NoShare;
-use crate::receiver::worker::{FromWorker, Worker};
+use crate::receiver::worker::{AwaitedWork, FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::Asked;
 use crate::store::sets::{HeldSet, SetError, Streamed};
@@ -50,7 +50,7 @@ pub(crate) fn start(
     let workforce = served.store.workforce.clone();
     let worker = Worker::start(
         &workforce,
-        "fetch",
+        AwaitedWork::Fetch,
         BLOCKS_IN_FLIGHT,
         say,
         move |buffers, say| {

@@ -24,7 +24,7 @@ use crate::receiver::cluster::writer_lock::{StreamWork, WriterGuard, not_begun};
 use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::reports::RecordReport;
 use crate::receiver::shares::NoShare;
-use crate::receiver::worker::{self, FromWorker, Worker, WorkerReport};
+use crate::receiver::worker::{self, AwaitedWork, FromWorker, Worker, WorkerReport};
 use crate::receiver::{STREAMS_PER_PEER_MAX, refusal, wait_named};
 use crate::store::{DurableRecords, PartialStream, StoreError};
 
@@ -89,7 +89,7 @@ impl StreamWorker {
         let at_work = Arc::clone(&stream);
         let worker = Worker::start(
             &workforce,
-            "stream",
+            AwaitedWork::Stream,
             BLOCKS_IN_FLIGHT,
             say,
             move |mut jobs, say| {

@@ -16,7 +16,7 @@ use crate::receiver::cluster::ServedCluster;
 use crate::receiver::peer::{AuditedPeer, PeerKey};
 use crate::receiver::reports::UploadReport;
 use crate::receiver::shares::NoShare;
-use crate::receiver::worker::{FromWorker, Worker};
+use crate::receiver::worker::{AwaitedWork, FromWorker, Worker};
 use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
 use crate::store::{self, Archive, Incoming, StoreError, StoredUnderName};
@@ -47,7 +47,7 @@ pub(crate) fn start(
     let workforce = served.store.workforce.clone();
     Worker::start(
         &workforce,
-        "upload",
+        AwaitedWork::Upload,
         BLOCKS_IN_FLIGHT - 1,
         say,
         move |inbox, say| {

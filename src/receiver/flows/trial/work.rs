@@ -14,7 +14,7 @@ use crate::receiver::flows::push::work::all_taken;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
 use crate::receiver::reports::TrialReport;
-use crate::receiver::worker::{FromWorker, Worker};
+use crate::receiver::worker::{AwaitedWork, FromWorker, Worker};
 use crate::store::StoreError;
 
 /// What the connection asks of it.
@@ -43,13 +43,19 @@ pub(crate) fn start(
     };
     let workforce = served.store.workforce.clone();
     let queue = BLOCKS_IN_FLIGHT - 1;
-    Worker::start(&workforce, "trial", queue, say, move |jobs, say| {
-        let _place = place;
-        if let Some(measured) = work(&served, begin, jobs, &**say)? {
-            say(TrialReport::Measured(measured));
-        }
-        Ok(())
-    })
+    Worker::start(
+        &workforce,
+        AwaitedWork::Trial,
+        queue,
+        say,
+        move |jobs, say| {
+            let _place = place;
+            if let Some(measured) = work(&served, begin, jobs, &**say)? {
+                say(TrialReport::Measured(measured));
+            }
+            Ok(())
+        },
+    )
 }
 
 /// Returns nothing when the connection let go of it.
