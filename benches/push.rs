@@ -19,7 +19,7 @@ use walmgr::test_support::transport::connect::{Connection, ReceiverTarget};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::{ClusterIdentity, Offer, WireVerify};
 use walmgr_protocol::names::{TimelineId, WalFileName, WalSegmentSize};
-use walmgr_protocol::session::push::Outcome;
+use walmgr_protocol::session::push::PushOutcome;
 
 /// `f_type` of tmpfs, from `linux/magic.h`.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -139,7 +139,7 @@ impl Site {
         };
         let outcome = push::push(&mut connection.wire, Arc::clone(file), offer, blocks).await;
         let took = begun.elapsed();
-        assert_eq!(outcome.expect("the receiver is there"), Outcome::Stored);
+        assert_eq!(outcome.expect("the receiver is there"), PushOutcome::Stored);
         let stored = format!("logs.complete/{}.zst", wal_like::SEGMENT);
         fs::remove_file(self.path().join(stored)).expect("it was stored");
         took

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::message::Message;
-use walmgr_protocol::message::partial::{self, Partial};
+use walmgr_protocol::message::partial::{self, Partial, PartialBegin};
 use walmgr_protocol::names::Lsn;
 
 use crate::support::Cluster;
@@ -477,7 +477,7 @@ fn fault_33_records_that_a_failed_sync_lost_are_not_said_to_be_held() {
     }
     let mut peer = Key::stolen(&site).connect(&site);
     let timeline = facts.timeline;
-    let begin = Message::Partial(Partial::Begin(partial::Begin { timeline }));
+    let begin = Message::Partial(Partial::Begin(PartialBegin { timeline }));
     ask(&mut peer, 1, &begin).unwrap_or_else(|error| panic!("{}", error.words()));
     let open = Message::Partial(Partial::Open(partial::Open {
         segment,

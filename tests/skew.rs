@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use walmgr_protocol::codec::{Decoder, Encoder, Frame};
 use walmgr_protocol::frame::Direction;
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome, choose_version, coders};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Refusal, Welcome, choose_version, coders};
 use walmgr_protocol::limits::FRAME_PAYLOAD_BYTES;
 use walmgr_protocol::message::{ErrorCode, Message, MessageKind};
 use walmgr_protocol::version::VersionRange;
@@ -65,7 +65,7 @@ fn said_again(name: &str, bytes: &[u8]) -> Result<BytesMut, String> {
         let hello = hello.map_err(|fault| fault.to_string())?;
         hello.encode(versions, &mut out);
     } else if name == "welcome" || name.starts_with("refusal") {
-        let answer = Answer::decode(&mut inbox).map_err(|fault| fault.to_string())?;
+        let answer = HelloAnswer::decode(&mut inbox).map_err(|fault| fault.to_string())?;
         answer.ok_or_else(cut_short)?.encode(&mut out);
     } else {
         let frame = frame(&mut inbox)?.ok_or_else(cut_short)?;
@@ -182,9 +182,9 @@ fn fault_98_a_client_of_each_release_is_welcomed_and_told_what_it_asks() {
             socket.write_all(bytes).unwrap();
             let mut inbox = BytesMut::new();
             let answer = read_until(&mut socket, &mut inbox, |inbox| {
-                Answer::decode(inbox).unwrap()
+                HelloAnswer::decode(inbox).unwrap()
             });
-            let Answer::Welcome(1, welcome) = answer else {
+            let HelloAnswer::Welcome(1, welcome) = answer else {
                 panic!("{release}: {answer:?}");
             };
             let nonce = hello.unwrap().nonce;
@@ -234,7 +234,7 @@ fn fault_98_a_client_of_other_versions_is_refused_in_words_or_served() {
     ] {
         let mut bytes = hello_bytes(&hello, lowest, highest);
         let refused = answer_to(site.address(), &bytes).expect("an answer in words");
-        let Answer::Refused(refusal) = refused else {
+        let HelloAnswer::Refused(refusal) = refused else {
             panic!("{lowest} to {highest} was welcomed");
         };
         assert_eq!(refusal.code, ErrorCode::Incompatible);
@@ -253,7 +253,7 @@ fn fault_98_a_client_of_other_versions_is_refused_in_words_or_served() {
         let crc = crc32fast::hash(&bytes[..16 + body_bytes]).to_le_bytes();
         bytes[16 + body_bytes..].copy_from_slice(&crc);
         let refused = answer_to(site.address(), &bytes);
-        assert_eq!(refused, Some(Answer::Refused(refusal)));
+        assert_eq!(refused, Some(HelloAnswer::Refused(refusal)));
     }
     site.receiver
         .wait_for_log("the client speaks protocol version 2 to 3");
@@ -261,9 +261,9 @@ fn fault_98_a_client_of_other_versions_is_refused_in_words_or_served() {
     let mut socket = crate::support::peer::dial(site.address());
     socket.write_all(&hello_bytes(&hello, 1, 9)).unwrap();
     let answer = read_until(&mut socket, &mut BytesMut::new(), |inbox| {
-        Answer::decode(inbox).unwrap()
+        HelloAnswer::decode(inbox).unwrap()
     });
-    assert!(matches!(answer, Answer::Welcome(1, _)), "{answer:?}");
+    assert!(matches!(answer, HelloAnswer::Welcome(1, _)), "{answer:?}");
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn fault_98_a_broken_body_of_our_own_version_is_refused_in_words() {
     let end = bytes.len() - 4;
     let crc = crc32fast::hash(&bytes[..end]).to_le_bytes();
     bytes[end..].copy_from_slice(&crc);
-    let Some(Answer::Refused(refusal)) = answer_to(site.address(), &bytes) else {
+    let Some(HelloAnswer::Refused(refusal)) = answer_to(site.address(), &bytes) else {
         panic!("not refused in words");
     };
     assert_eq!(refusal.code, ErrorCode::Malformed);
@@ -348,7 +348,7 @@ fn heard(stream: &mut TcpStream) -> Hello {
     }
 }
 
-fn say(stream: &mut TcpStream, answer: &Answer) {
+fn say(stream: &mut TcpStream, answer: &HelloAnswer) {
     let mut out = BytesMut::new();
     answer.encode(&mut out);
     stream.write_all(&out).unwrap();
@@ -369,7 +369,7 @@ fn fault_98_a_receiver_that_refuses_the_version_is_tried_again_later() {
         let (output, _) = meet(false, move |mut stream| {
             heard(&mut stream);
             let refusal = choose_version(ours, VersionRange::OURS).unwrap_err();
-            say(&mut stream, &Answer::Refused(refusal));
+            say(&mut stream, &HelloAnswer::Refused(refusal));
             until_closed(stream);
         });
         let line = output.fail(1);
@@ -388,7 +388,7 @@ fn fault_98_a_receiver_that_refuses_the_version_is_tried_again_later() {
             hint: "a hint".to_owned(),
         };
         let mut out = BytesMut::new();
-        Answer::Refused(refusal).encode(&mut out);
+        HelloAnswer::Refused(refusal).encode(&mut out);
         out[16..18].copy_from_slice(&999_u16.to_le_bytes());
         let end = out.len() - 4;
         let crc = crc32fast::hash(&out[..end]).to_le_bytes();
@@ -404,7 +404,7 @@ fn fault_98_a_receiver_that_chooses_a_version_we_do_not_speak_is_left() {
     for version in [0, 2, 9] {
         let (output, _) = meet(false, move |mut stream| {
             heard(&mut stream);
-            say(&mut stream, &Answer::Welcome(version, welcome()));
+            say(&mut stream, &HelloAnswer::Welcome(version, welcome()));
             until_closed(stream);
         });
         let line = output.fail(1);
@@ -520,7 +520,7 @@ fn fault_98_a_receiver_with_nonsense_limits_or_silence_costs_one_attempt() {
     for (what, welcome, said) in cases {
         let (output, elapsed) = meet(false, move |mut stream| {
             heard(&mut stream);
-            say(&mut stream, &Answer::Welcome(1, welcome));
+            say(&mut stream, &HelloAnswer::Welcome(1, welcome));
             until_closed(stream);
         });
         let line = output.fail(1);

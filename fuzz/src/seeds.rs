@@ -13,7 +13,7 @@ use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::{raw_messages, sample_messages, sample_stream};
 use walmgr_protocol::message::{Backup, Data, Fetch, Message, Partial, Trial};
 use walmgr_protocol::names::{SegmentName, SystemId, TimelineId, WalSegmentSize};
-use walmgr_protocol::session::hello::{Answer, Hello, Role, Welcome};
+use walmgr_protocol::session::hello::{Hello, HelloAnswer, Role, Welcome};
 use walmgr_protocol::version::VersionRange;
 
 const INPUT_BYTES_MAX: usize = 32 << 10;
@@ -84,7 +84,7 @@ fn wire(seeds: &Seeds) -> io::Result<()> {
     let mut answered = BytesMut::new();
     let newest = "00000001000000020000009A".parse().ok();
     let welcome = Welcome::with_our_limits([9; 16], newest, "4.0.0".into());
-    Answer::Welcome(1, welcome).encode(&mut answered);
+    HelloAnswer::Welcome(1, welcome).encode(&mut answered);
     seeds.put("hello", "hello", &[&[0], &said[..]].concat())?;
     seeds.put("hello", "welcome", &[&[0], &answered[..]].concat())
 }

@@ -13,14 +13,15 @@ use walmgr_protocol::error::ProtocolError;
 use walmgr_protocol::frame::{Direction, Nonce};
 use walmgr_protocol::hello::{Welcome, coders};
 use walmgr_protocol::message::backup::{
-    Backup, Begin, FileDigest, FileDone, Finish, Granted, Held, Join, PartName, Sealed, Token,
+    Backup, BackupBegin, BackupHeld, BackupSealed, FileDigest, FileDone, Finish, Granted, Join,
+    PartName, Token,
 };
 use walmgr_protocol::message::parent::{FileNeed, ParentAnswer};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
 use walmgr_protocol::names::{Lsn, RelativePath, TimelineId};
 use walmgr_protocol::session::backup::{
-    Control, ControlEvent, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent,
-    acknowledge,
+    BackupReceiver, BackupReceiverAction, BackupRequest, Control, ControlEvent, ProofOfSeal,
+    Stream, StreamEvent, acknowledge,
 };
 
 const BLOCK: usize = 700;
@@ -49,12 +50,12 @@ struct Kept {
 }
 
 impl Kept {
-    fn held(&self) -> Held {
+    fn held(&self) -> BackupHeld {
         let crc32c = crc32fast::hash(&self.content);
         let len = self.len as u64;
         match self.content.len() == self.len {
-            true => Held::All(FileDigest { len, crc32c }),
-            false => Held::Beginning {
+            true => BackupHeld::All(FileDigest { len, crc32c }),
+            false => BackupHeld::Beginning {
                 bytes: self.content.len() as u64,
                 crc32c,
                 len,
@@ -66,7 +67,7 @@ impl Kept {
 /// One connection's receiving end. Its streams are no tar: an entry is the length of a path, the
 /// path, an offset and a length of two bytes each, and the bytes.
 struct Receiving {
-    session: Receiver,
+    session: BackupReceiver,
     decoder: Decoder,
     encoder: Encoder,
     inbox: BytesMut,
@@ -90,38 +91,38 @@ impl Receiving {
 
     fn perform(
         &mut self,
-        action: ReceiverAction,
+        action: BackupReceiverAction,
         set: &mut Set,
         out: &mut BytesMut,
-    ) -> Result<Option<ReceiverAction>, ProtocolError> {
+    ) -> Result<Option<BackupReceiverAction>, ProtocolError> {
         match action {
-            ReceiverAction::Admit(Request::Resume(_)) if set.sealed > 0 => {
+            BackupReceiverAction::Admit(BackupRequest::Resume(_)) if set.sealed > 0 => {
                 return Ok(self.session.sealed(acknowledge(&Proof, sealed())).unwrap());
             }
-            ReceiverAction::Admit(request) => {
-                if matches!(request, Request::Begin(_) | Request::Resume(_)) {
+            BackupReceiverAction::Admit(request) => {
+                if matches!(request, BackupRequest::Begin(_) | BackupRequest::Resume(_)) {
                     set.parts.clear();
                 }
                 return Ok(self.session.admitted(granted()).unwrap());
             }
-            ReceiverAction::LookUp(paths) => {
+            BackupReceiverAction::LookUp(paths) => {
                 let held = |path: &RelativePath| {
-                    (set.files.get(&path.to_string())).map_or(Held::Nothing, Kept::held)
+                    (set.files.get(&path.to_string())).map_or(BackupHeld::Nothing, Kept::held)
                 };
                 return Ok(self
                     .session
                     .looked_up(paths.iter().map(held).collect())
                     .unwrap());
             }
-            ReceiverAction::ChooseParent(_) => {
+            BackupReceiverAction::ChooseParent(_) => {
                 let none = ParentAnswer::Full("there is none".into());
                 return Ok(self.session.parent_chosen(none).unwrap());
             }
-            ReceiverAction::Compare(files) => {
+            BackupReceiverAction::Compare(files) => {
                 let whole = vec![FileNeed::Whole; files.len()];
                 return Ok(self.session.compared(whole).unwrap());
             }
-            ReceiverAction::Write(data) => {
+            BackupReceiverAction::Write(data) => {
                 let raw = (self.unpacker).unpack(&data.bytes, data.raw_bytes, data.zstd)?;
                 self.stream.extend_from_slice(raw);
                 let done = unpack(&mut self.stream, set);
@@ -130,18 +131,18 @@ impl Receiving {
                     self.encoder.encode(1, &done, out);
                 }
             }
-            ReceiverAction::EndStream(_) => return Ok(self.session.stream_taken().unwrap()),
-            ReceiverAction::BeginPart(part) => set.parts.push((part.name, Vec::new())),
-            ReceiverAction::WritePart(data) => {
+            BackupReceiverAction::EndStream(_) => return Ok(self.session.stream_taken().unwrap()),
+            BackupReceiverAction::BeginPart(part) => set.parts.push((part.name, Vec::new())),
+            BackupReceiverAction::WritePart(data) => {
                 let raw = (self.unpacker).unpack(&data.bytes, data.raw_bytes, data.zstd)?;
                 set.parts.last_mut().unwrap().1.extend_from_slice(raw);
             }
-            ReceiverAction::Finish(_) => {
+            BackupReceiverAction::Finish(_) => {
                 set.sealed += 1;
                 return Ok(self.session.sealed(acknowledge(&Proof, sealed())).unwrap());
             }
-            ReceiverAction::Abort(_) => set.files.clear(),
-            ReceiverAction::Send(message) => self.encoder.encode(1, &message, out),
+            BackupReceiverAction::Abort(_) => set.files.clear(),
+            BackupReceiverAction::Send(message) => self.encoder.encode(1, &message, out),
         }
         Ok(None)
     }
@@ -170,7 +171,7 @@ fn unpack(stream: &mut Vec<u8>, set: &mut Set) -> Vec<FileDone> {
             break;
         }
         stream.drain(..path_len + 5 + taken);
-        let Held::All(digest) = kept.held() else {
+        let BackupHeld::All(digest) = kept.held() else {
             panic!("{name} is whole")
         };
         let path = name.parse().unwrap();
@@ -200,8 +201,8 @@ fn granted() -> Granted {
     }
 }
 
-fn sealed() -> Sealed {
-    Sealed {
+fn sealed() -> BackupSealed {
+    BackupSealed {
         name: String::new(),
         path: "/srv/data.master".into(),
         stored_bytes: 0,
@@ -231,7 +232,7 @@ impl<'a> Link<'a> {
         let (their_encoder, their_decoder) = coders(Direction::FromReceiver, &nonce, &welcome);
         Link {
             receiving: Receiving {
-                session: Receiver::default(),
+                session: BackupReceiver::default(),
                 decoder: their_decoder,
                 encoder: their_encoder,
                 inbox: BytesMut::new(),
@@ -303,12 +304,12 @@ fn carry(link: &mut Link<'_>, confirmed: &mut Vec<String>, again: bool) -> Optio
         for ((path, content), held) in sources.iter().zip(held) {
             let crc = |bytes: usize| crc32fast::hash(&content[..bytes]);
             let offset = match held {
-                Held::Nothing | Held::Directory => Some(0),
-                Held::All(digest) => {
+                BackupHeld::Nothing | BackupHeld::Directory => Some(0),
+                BackupHeld::All(digest) => {
                     assert_eq!(digest.crc32c, crc(content.len()));
                     None
                 }
-                Held::Beginning { bytes, crc32c, .. } => {
+                BackupHeld::Beginning { bytes, crc32c, .. } => {
                     let bytes = usize::try_from(bytes).unwrap();
                     assert_eq!(crc32c, crc(bytes), "{path}");
                     Some(bytes)
@@ -386,7 +387,7 @@ fn fault_67_a_stream_cut_at_every_byte_goes_on_where_it_was() {
 
 /// One control connection from its greeting to the seal.
 fn control(link: &mut Link<'_>, resumes: bool) -> Option<ControlEvent> {
-    let begin = Begin {
+    let begin = BackupBegin {
         who: "the test".into(),
         origin: "here".into(),
         label: "FullBackup".into(),
@@ -502,13 +503,13 @@ fn what_has_no_place_is_refused() {
         vec![backup(Backup::Resume(TOKEN)), backup(join())],
     ];
     for messages in refused {
-        let mut receiver = Receiver::default();
+        let mut receiver = BackupReceiver::default();
         let last = messages.len() - 1;
         for (index, message) in messages.into_iter().enumerate() {
             let name = message.name();
             let answer = receiver.received(message);
             assert_eq!(answer.is_err(), index == last, "{name}: {answer:?}");
-            if let Ok(Some(ReceiverAction::Admit(_))) = answer {
+            if let Ok(Some(BackupReceiverAction::Admit(_))) = answer {
                 receiver.admitted(granted()).unwrap();
             }
         }
@@ -518,20 +519,23 @@ fn what_has_no_place_is_refused() {
 #[test]
 fn a_backup_that_was_given_up_or_refused_takes_nothing_more() {
     let abandoned = || Message::Error(Error::channel(ErrorCode::Abandoned, "enough", ""));
-    let mut receiver = Receiver::default();
+    let mut receiver = BackupReceiver::default();
     receiver
         .received(Message::Backup(Backup::Resume(TOKEN)))
         .unwrap();
     receiver.admitted(granted()).unwrap();
     let action = receiver.received(abandoned()).unwrap();
-    assert_eq!(action, Some(ReceiverAction::Abort("enough".into())));
+    assert_eq!(action, Some(BackupReceiverAction::Abort("enough".into())));
     assert!(receiver.is_idle() && receiver.received(Message::Ping).is_err());
-    let mut receiver = Receiver::default();
+    let mut receiver = BackupReceiver::default();
     receiver
         .received(Message::Backup(Backup::Resume(TOKEN)))
         .unwrap();
     let refused = receiver.failed(Error::channel(ErrorCode::Busy, "another", ""));
-    assert!(matches!(refused, ReceiverAction::Send(Message::Error(_))));
+    assert!(matches!(
+        refused,
+        BackupReceiverAction::Send(Message::Error(_))
+    ));
     let finish = Message::Backup(Backup::Finish(finish()));
     assert_eq!(receiver.received(finish), Ok(None));
     assert_eq!(receiver.received(abandoned()), Ok(None));

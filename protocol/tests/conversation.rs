@@ -13,7 +13,8 @@ use walmgr_protocol::hello::{Welcome, coders};
 use walmgr_protocol::message::{Digest, ErrorCode, Have, Message, Offer, WireVerify};
 use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::push::{
-    Held, Outcome, ProofOfDurability, Receiver, ReceiverAction, Sealed, Sender, SenderAction,
+    ProofOfDurability, PushHeld, PushOutcome, PushReceiver, PushReceiverAction, PushSealed,
+    PushSender, PushSenderAction,
 };
 
 const NAME: &str = "000000010000000000000001";
@@ -73,7 +74,7 @@ impl Harm {
 }
 
 struct Receiving {
-    session: Receiver,
+    session: PushReceiver,
     decoder: Decoder,
     encoder: Encoder,
     inbox: BytesMut,
@@ -98,30 +99,30 @@ impl Receiving {
 
     fn perform(
         &mut self,
-        action: ReceiverAction,
+        action: PushReceiverAction,
         channel: u16,
         archive: &mut Archive,
         out: &mut BytesMut,
-    ) -> Result<Option<ReceiverAction>, ProtocolError> {
+    ) -> Result<Option<PushReceiverAction>, ProtocolError> {
         match action {
-            ReceiverAction::LookUp(offer) => {
+            PushReceiverAction::LookUp(offer) => {
                 self.offer = Some(offer);
                 let held = self.held(archive, &offer);
                 return Ok(Some(self.session.looked_up(&held).unwrap()));
             }
-            ReceiverAction::Send(message) => self.encoder.encode(channel, &message, out),
-            ReceiverAction::Begin(_, answer) => {
+            PushReceiverAction::Send(message) => self.encoder.encode(channel, &message, out),
+            PushReceiverAction::Begin(_, answer) => {
                 self.writing.clone_from(&archive.prefix);
                 self.encoder.encode(channel, &answer, out);
             }
-            ReceiverAction::Write(data) => {
+            PushReceiverAction::Write(data) => {
                 let raw = self
                     .unpacker
                     .unpack(&data.bytes, data.raw_bytes, data.zstd)?;
                 self.writing.truncate(usize::try_from(data.offset).unwrap());
                 self.writing.extend_from_slice(raw);
             }
-            ReceiverAction::Seal(digest) => {
+            PushReceiverAction::Seal(digest) => {
                 let found = crc32fast::hash(&self.writing);
                 if found != digest.crc32 {
                     let text = "the bytes differ".to_owned();
@@ -133,29 +134,29 @@ impl Receiving {
                 }
                 let name = self.offer.unwrap().name;
                 archive.stored = Some(self.writing.clone());
-                let sealed = Sealed::Durable(Proof(name, digest));
+                let sealed = PushSealed::Durable(Proof(name, digest));
                 return Ok(Some(self.session.sealed(&sealed).unwrap()));
             }
-            ReceiverAction::Discard => self.writing.clear(),
+            PushReceiverAction::Discard => self.writing.clear(),
         }
         Ok(None)
     }
 
-    fn held(&self, archive: &Archive, offer: &Offer) -> Held<Proof> {
+    fn held(&self, archive: &Archive, offer: &Offer) -> PushHeld<Proof> {
         let digest = |bytes: &[u8]| Digest {
             size: bytes.len() as u64,
             crc32: crc32fast::hash(bytes),
         };
         match &archive.stored {
-            Some(_) if offer.crc32.is_none() => Held::Unknown,
+            Some(_) if offer.crc32.is_none() => PushHeld::Unknown,
             Some(stored)
                 if (stored.len() as u64, Some(crc32fast::hash(stored)))
                     == (offer.size, offer.crc32) =>
             {
-                Held::Same(Proof(offer.name, digest(stored)))
+                PushHeld::Same(Proof(offer.name, digest(stored)))
             }
-            Some(stored) => Held::Other(digest(stored)),
-            None => Held::Prefix(Have {
+            Some(stored) => PushHeld::Other(digest(stored)),
+            None => PushHeld::Prefix(Have {
                 prefix_bytes: archive.prefix.len() as u64,
                 prefix_crc32: crc32fast::hash(&archive.prefix),
             }),
@@ -169,7 +170,7 @@ fn connection(
     level: u8,
     archive: &mut Archive,
     harm: (Harm, Harm),
-) -> (Option<Outcome>, usize) {
+) -> (Option<PushOutcome>, usize) {
     let crc32 = Some(crc32fast::hash(source));
     connection_with(crc32, (source, level), archive, harm)
 }
@@ -180,13 +181,13 @@ fn connection_with(
     (source, level): (&[u8], u8),
     archive: &mut Archive,
     (there, back): (Harm, Harm),
-) -> (Option<Outcome>, usize) {
+) -> (Option<PushOutcome>, usize) {
     let nonce: Nonce = [5; 16];
     let welcome = Welcome::with_our_limits([6; 16], None, String::new());
     let (mut encoder, mut decoder) = coders(Direction::FromClient, &nonce, &welcome);
     let (receiver_encoder, receiver_decoder) = coders(Direction::FromReceiver, &nonce, &welcome);
     let mut receiving = Receiving {
-        session: Receiver::default(),
+        session: PushReceiver::default(),
         decoder: receiver_decoder,
         encoder: receiver_encoder,
         inbox: BytesMut::new(),
@@ -195,7 +196,7 @@ fn connection_with(
         writing: Vec::new(),
     };
     let (mut sent, mut answered, mut inbox) = (0, 0, BytesMut::new());
-    let (mut sender, mut action) = Sender::start(Offer {
+    let (mut sender, mut action) = PushSender::start(Offer {
         name: NAME.parse().unwrap(),
         size: source.len() as u64,
         crc32,
@@ -205,21 +206,21 @@ fn connection_with(
         let mut out = BytesMut::new();
         let mut next = None;
         match action {
-            SenderAction::Send(message) => encoder.encode(1, &message, &mut out),
-            SenderAction::TakeChecksum => {
+            PushSenderAction::Send(message) => encoder.encode(1, &message, &mut out),
+            PushSenderAction::TakeChecksum => {
                 let taken = sender.checksum_taken(crc32fast::hash(source));
                 next = Some(taken.unwrap());
             }
-            SenderAction::HashPrefix(bytes) => {
+            PushSenderAction::HashPrefix(bytes) => {
                 let bytes = usize::try_from(bytes).unwrap();
                 let crc32 = crc32fast::hash(&source[..bytes]);
                 next = Some(sender.prefix_hashed(crc32).unwrap());
             }
-            SenderAction::SendFrom(offset) => {
+            PushSenderAction::SendFrom(offset) => {
                 let ended = send_blocks(source, offset, level, &mut sender, &mut encoder, &mut out);
                 next = Some(ended);
             }
-            SenderAction::Finish(outcome) => return (Some(outcome), sent),
+            PushSenderAction::Finish(outcome) => return (Some(outcome), sent),
         }
         let (arrived, cut) = there.apply(&out, sent);
         sent += out.len();
@@ -249,10 +250,10 @@ fn send_blocks(
     source: &[u8],
     offset: u64,
     level: u8,
-    sender: &mut Sender,
+    sender: &mut PushSender,
     encoder: &mut Encoder,
     out: &mut BytesMut,
-) -> SenderAction {
+) -> PushSenderAction {
     let mut packer = Packer::new(level);
     let mut at = offset;
     for chunk in source[usize::try_from(offset).unwrap()..].chunks(BLOCK) {
@@ -288,7 +289,7 @@ fn stored_once(archive: &Archive, source: &[u8]) {
 
 fn retry_succeeds(archive: &mut Archive, source: &[u8]) {
     let (outcome, _) = connection(source, 0, archive, (Harm::None, Harm::None));
-    assert_eq!(outcome, Some(Outcome::Stored));
+    assert_eq!(outcome, Some(PushOutcome::Stored));
     assert_eq!(archive.stored.as_deref(), Some(source));
 }
 
@@ -298,10 +299,10 @@ fn a_good_link_stores_the_file_packed_or_not() {
         let mut archive = Archive::default();
         let good = (Harm::None, Harm::None);
         let (outcome, sent) = connection(&source(), level, &mut archive, good);
-        assert_eq!(outcome, Some(Outcome::Stored));
+        assert_eq!(outcome, Some(PushOutcome::Stored));
         assert_eq!(archive.stored, Some(source()));
         let (again, sent_again) = connection(&source(), level, &mut archive, good);
-        assert_eq!(again, Some(Outcome::Stored));
+        assert_eq!(again, Some(PushOutcome::Stored));
         assert!(
             sent_again < 100 && sent > 1000,
             "an identical file is not sent again"
@@ -315,10 +316,10 @@ fn a_checksum_is_asked_for_only_where_the_name_is_held() {
     for whole in [source(), Vec::new()] {
         let mut archive = Archive::default();
         let (outcome, sent) = connection_with(None, (&whole, 0), &mut archive, good);
-        assert_eq!(outcome, Some(Outcome::Stored));
+        assert_eq!(outcome, Some(PushOutcome::Stored));
         assert_eq!(archive.stored.as_ref(), Some(&whole));
         let (again, sent_again) = connection_with(None, (&whole, 0), &mut archive, good);
-        assert_eq!(again, Some(Outcome::Stored));
+        assert_eq!(again, Some(PushOutcome::Stored));
         assert!(sent_again < 150, "{sent_again} of {sent} bytes");
     }
     let mut archive = Archive {
@@ -328,7 +329,7 @@ fn a_checksum_is_asked_for_only_where_the_name_is_held() {
     let (outcome, sent) = connection_with(None, (&source(), 0), &mut archive, good);
     assert!(matches!(
         outcome,
-        Some(Outcome::Conflict(Digest { size: 5, .. }))
+        Some(PushOutcome::Conflict(Digest { size: 5, .. }))
     ));
     assert!(sent < 150, "{sent} bytes");
     assert_eq!(archive.stored, Some(b"first".to_vec()));
@@ -339,7 +340,7 @@ fn a_checksum_is_asked_for_only_where_the_name_is_held() {
             prefix: whole[..held].to_vec(),
         };
         let (outcome, _) = connection_with(None, (&whole, 1), &mut archive, good);
-        assert_eq!(outcome, Some(Outcome::Stored), "with {held} bytes held");
+        assert_eq!(outcome, Some(PushOutcome::Stored), "with {held} bytes held");
         assert_eq!(archive.stored.as_ref(), Some(&whole));
     }
 }
@@ -363,7 +364,7 @@ fn fault_21_without_a_checksum_offered_a_cut_session_leaves_nothing_wrong() {
 fn an_empty_file_is_stored_too() {
     let mut archive = Archive::default();
     let (outcome, _) = connection(&[], 0, &mut archive, (Harm::None, Harm::None));
-    assert_eq!(outcome, Some(Outcome::Stored));
+    assert_eq!(outcome, Some(PushOutcome::Stored));
     assert_eq!(archive.stored, Some(Vec::new()));
 }
 
@@ -376,7 +377,7 @@ fn fault_2_another_file_of_the_name_stays() {
     let (outcome, _) = connection(&source(), 0, &mut archive, (Harm::None, Harm::None));
     assert!(matches!(
         outcome,
-        Some(Outcome::Conflict(Digest { size: 5, .. }))
+        Some(PushOutcome::Conflict(Digest { size: 5, .. }))
     ));
     assert_eq!(archive.stored, Some(b"first".to_vec()));
 }
@@ -390,7 +391,7 @@ fn a_held_prefix_is_not_sent_again_and_a_wrong_one_is_replaced() {
             prefix: whole[..held].to_vec(),
         };
         let (outcome, sent) = connection(&whole, 0, &mut archive, (Harm::None, Harm::None));
-        assert_eq!(outcome, Some(Outcome::Stored), "with {held} bytes held");
+        assert_eq!(outcome, Some(PushOutcome::Stored), "with {held} bytes held");
         assert_eq!(archive.stored.as_ref(), Some(&whole));
         assert!(
             sent < whole.len() - held + 400,
@@ -405,7 +406,7 @@ fn a_held_prefix_is_not_sent_again_and_a_wrong_one_is_replaced() {
         let (outcome, _) = connection(&whole, 0, &mut archive, (Harm::None, Harm::None));
         assert_eq!(
             outcome,
-            Some(Outcome::Stored),
+            Some(PushOutcome::Stored),
             "with {held} wrong bytes held"
         );
         assert_eq!(archive.stored.as_ref(), Some(&whole));
@@ -455,7 +456,7 @@ fn fault_22_no_flipped_bit_reaches_the_archive_or_the_sender() {
         let (outcome, _) = connection(&whole, 0, &mut archive, (Harm::None, Harm::FlipBit(bit)));
         let stored = archive.stored.as_ref() == Some(&whole);
         assert!(
-            outcome.is_none() || (outcome == Some(Outcome::Stored) && stored),
+            outcome.is_none() || (outcome == Some(PushOutcome::Stored) && stored),
             "bit {bit}"
         );
     }
@@ -507,7 +508,7 @@ fn fault_29_acknowledgement_of_another_file_is_not_believed() {
     encoder.encode(1, &late, &mut bytes);
     assert!(decoder.decode(&mut bytes).is_err());
 
-    let (mut sender, _) = Sender::start(Offer {
+    let (mut sender, _) = PushSender::start(Offer {
         name: NAME.parse().unwrap(),
         size: 4,
         crc32: Some(0),
@@ -521,7 +522,7 @@ fn fault_29_acknowledgement_of_another_file_is_not_believed() {
 
 #[test]
 fn fault_9_a_source_that_changes_while_it_is_read_is_not_committed() {
-    let (mut sender, _) = Sender::start(Offer {
+    let (mut sender, _) = PushSender::start(Offer {
         name: NAME.parse().unwrap(),
         size: 4,
         crc32: Some(crc32fast::hash(b"abcd")),
@@ -533,16 +534,16 @@ fn fault_9_a_source_that_changes_while_it_is_read_is_not_committed() {
     };
     assert_eq!(
         sender.received(Message::Have(none)).unwrap(),
-        SenderAction::SendFrom(0)
+        PushSenderAction::SendFrom(0)
     );
     sender.block_sent(4).unwrap();
     let end = sender.source_ended(crc32fast::hash(b"abcX")).unwrap();
-    assert_eq!(end, SenderAction::Finish(Outcome::SourceChanged));
+    assert_eq!(end, PushSenderAction::Finish(PushOutcome::SourceChanged));
 }
 
 #[test]
 fn fault_9_a_source_that_is_seen_to_change_is_not_committed() {
-    let (mut sender, _) = Sender::start(Offer {
+    let (mut sender, _) = PushSender::start(Offer {
         name: NAME.parse().unwrap(),
         size: 4,
         crc32: None,
@@ -553,14 +554,17 @@ fn fault_9_a_source_that_is_seen_to_change_is_not_committed() {
         prefix_crc32: 0,
     };
     let begins = sender.received(Message::Have(none)).unwrap();
-    assert_eq!(begins, SenderAction::SendFrom(0));
+    assert_eq!(begins, PushSenderAction::SendFrom(0));
     sender.block_sent(3).unwrap();
     // Of another length than was offered.
     let end = sender.clone().source_ended(crc32fast::hash(b"abc"));
-    assert_eq!(end.unwrap(), SenderAction::Finish(Outcome::SourceChanged));
+    assert_eq!(
+        end.unwrap(),
+        PushSenderAction::Finish(PushOutcome::SourceChanged)
+    );
     sender.block_sent(1).unwrap();
     let end = sender.source_changed().unwrap();
-    assert_eq!(end, SenderAction::Finish(Outcome::SourceChanged));
+    assert_eq!(end, PushSenderAction::Finish(PushOutcome::SourceChanged));
     assert!(sender.received(Message::Have(none)).is_err());
 }
 
@@ -585,14 +589,16 @@ fn blocks_out_of_order_or_beyond_the_offer_end_the_connection() {
         block(0, 11),
         Message::Commit(Digest { size: 10, crc32: 0 }),
     ] {
-        let mut receiver = Receiver::default();
+        let mut receiver = PushReceiver::default();
         receiver.received(Message::Offer(offer)).unwrap();
         let none = Have {
             prefix_bytes: 0,
             prefix_crc32: 0,
         };
-        let begins = receiver.looked_up::<Proof>(&Held::Prefix(none)).unwrap();
-        assert!(matches!(begins, ReceiverAction::Begin(..)));
+        let begins = receiver
+            .looked_up::<Proof>(&PushHeld::Prefix(none))
+            .unwrap();
+        assert!(matches!(begins, PushReceiverAction::Begin(..)));
         assert!(receiver.received(wrong).is_err());
     }
 }

@@ -14,7 +14,7 @@ use walmgr_protocol::message::fetch::{GetFile, GetPages, GetSet, NotFound, Wante
 use walmgr_protocol::message::{Digest, Error, ErrorCode};
 use walmgr_protocol::names::Lsn;
 use walmgr_protocol::session::fetch::{
-    Fetcher, FetcherAction, Outcome, Provider, ProviderAction, Request,
+    FetchOutcome, FetchRequest, Fetcher, FetcherAction, Provider, ProviderAction,
 };
 
 const BLOCK: usize = 1000;
@@ -47,7 +47,7 @@ enum Stored<'a> {
     Nothing(&'a NotFound),
 }
 
-fn requests(offset: u64) -> [Request; 4] {
+fn requests(offset: u64) -> [FetchRequest; 4] {
     let file = GetFile {
         name: "000000010000000000000001".parse().unwrap(),
         compression: 1,
@@ -71,10 +71,10 @@ fn requests(offset: u64) -> [Request; 4] {
         files: vec![wanted],
     };
     [
-        Request::File(file),
-        Request::Set(set.clone()),
-        Request::Outline(set),
-        Request::Pages(pages),
+        FetchRequest::File(file),
+        FetchRequest::Set(set.clone()),
+        FetchRequest::Outline(set),
+        FetchRequest::Pages(pages),
     ]
 }
 
@@ -142,11 +142,11 @@ fn send_blocks(
 
 /// One connection; what has arrived is appended, and `None` means that the link broke it.
 fn fetch(
-    request: Request,
+    request: FetchRequest,
     stored: Stored<'_>,
     harm: Harm,
     arrived: &mut Vec<u8>,
-) -> Option<Outcome> {
+) -> Option<FetchOutcome> {
     let nonce: Nonce = [5; 16];
     let welcome = Welcome::with_our_limits([6; 16], None, String::new());
     let (mut encoder, mut decoder) = coders(Direction::FromClient, &nonce, &welcome);
@@ -192,18 +192,18 @@ fn what_is_stored_arrives_and_what_is_not_is_named() {
     for request in requests(0) {
         let mut arrived = Vec::new();
         let whole = fetch(request, Stored::Whole(&source), Harm::None, &mut arrived);
-        assert_eq!((whole, &arrived), (Some(Outcome::Whole), &source));
+        assert_eq!((whole, &arrived), (Some(FetchOutcome::Whole), &source));
     }
     let [file, set, ..] = requests(0);
     let later = NotFound::Gap("000000010000000000000002".parse().unwrap());
     for why in [NotFound::NothingLater, later, NotFound::NoSuchSet] {
         for request in [file.clone(), set.clone()] {
             let found = fetch(request, Stored::Nothing(&why), Harm::None, &mut Vec::new());
-            assert_eq!(found, Some(Outcome::NotFound(why.clone())));
+            assert_eq!(found, Some(FetchOutcome::NotFound(why.clone())));
         }
     }
     let empty = fetch(file, Stored::Whole(&[]), Harm::None, &mut Vec::new());
-    assert_eq!(empty, Some(Outcome::Whole));
+    assert_eq!(empty, Some(FetchOutcome::Whole));
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn fault_73_damage_that_shows_halfway_is_no_whole_file() {
         Harm::None,
         &mut arrived,
     );
-    let Some(Outcome::Refused(error)) = outcome else {
+    let Some(FetchOutcome::Refused(error)) = outcome else {
         panic!("{outcome:?}");
     };
     assert_eq!(error.code, ErrorCode::DamagedFile);
@@ -232,7 +232,7 @@ fn fault_22_a_link_that_cuts_or_flips_never_makes_a_wrong_file_whole() {
         for harm in [Harm::CutAt(at), Harm::FlipBit(at * 7 + at % 8)] {
             let mut arrived = Vec::new();
             let outcome = fetch(file.clone(), Stored::Whole(&source), harm, &mut arrived);
-            if outcome == Some(Outcome::Whole) {
+            if outcome == Some(FetchOutcome::Whole) {
                 assert_eq!(arrived, source, "{harm:?}");
                 length = length.max(at);
             } else {
@@ -259,7 +259,7 @@ proptest! {
         }
         let [_, set, ..] = requests(arrived.len() as u64);
         let whole = fetch(set, Stored::Whole(&source), Harm::None, &mut arrived);
-        prop_assert_eq!(whole, Some(Outcome::Whole));
+        prop_assert_eq!(whole, Some(FetchOutcome::Whole));
         prop_assert_eq!(arrived, source);
     }
 }

@@ -5,7 +5,7 @@
 use bytes::BytesMut;
 use walmgr_protocol::codec::Encoder;
 use walmgr_protocol::fuzzing::sample_messages;
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Refusal, Role, Welcome};
 use walmgr_protocol::message::{ClusterIdentity, ErrorCode};
 use walmgr_protocol::names::{SystemId, TimelineId, WalSegmentSize};
 use walmgr_protocol::version::VersionRange;
@@ -28,7 +28,7 @@ fn hello() -> Hello {
     }
 }
 
-fn encoded(answer: &Answer) -> String {
+fn encoded(answer: &HelloAnswer) -> String {
     let mut out = BytesMut::new();
     answer.encode(&mut out);
     hex(&out)
@@ -77,7 +77,7 @@ fn the_welcome_of_version_1_is_frozen() {
         store_level: 3,
     };
     assert_eq!(
-        encoded(&Answer::Welcome(1, welcome)),
+        encoded(&HelloAnswer::Welcome(1, welcome)),
         concat!(
             "77616c6d67720a0d", // magic
             "0100",             // welcome
@@ -103,7 +103,7 @@ fn a_refusal_is_frozen_for_every_version() {
         hint: "ask".into(),
     };
     assert_eq!(
-        encoded(&Answer::Refused(refusal)),
+        encoded(&HelloAnswer::Refused(refusal)),
         concat!(
             "77616c6d67720a0d", // magic
             "0200",             // refused

@@ -7,11 +7,12 @@
 use bytes::{Bytes, BytesMut};
 use walmgr_protocol::codec::{Decoder, Encoder};
 use walmgr_protocol::error::{PeerMisbehaved, ProtocolError};
-use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open, Partial};
+use walmgr_protocol::message::partial::{Append, At, Begun, Open, Partial, PartialBegin};
 use walmgr_protocol::message::{Error, ErrorCode, Message};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalSegmentSize};
 use walmgr_protocol::session::partial::{
-    Answer, ProofOfRecords, Receiver, ReceiverAction, Sender, acknowledge,
+    PartialAnswer, PartialReceiver, PartialReceiverAction, PartialSender, ProofOfRecords,
+    acknowledge,
 };
 
 const START: u64 = 0x0300_0000;
@@ -43,9 +44,13 @@ struct Standby {
 
 impl Standby {
     /// Performs what the session asks for, and returns what goes back.
-    fn perform(&mut self, session: &mut Receiver, action: ReceiverAction) -> Option<Message> {
+    fn perform(
+        &mut self,
+        session: &mut PartialReceiver,
+        action: PartialReceiverAction,
+    ) -> Option<Message> {
         let next = match action {
-            ReceiverAction::Begin(_) => session.begun(
+            PartialReceiverAction::Begin(_) => session.begun(
                 Begun {
                     newest_finished: None,
                     oldest_partial: None,
@@ -53,7 +58,7 @@ impl Standby {
                 },
                 size(),
             ),
-            ReceiverAction::Open(open) => {
+            PartialReceiverAction::Open(open) => {
                 let common = self.held.len().min(usize::try_from(open.bytes).unwrap());
                 self.comparing = None;
                 session.opened(At {
@@ -62,11 +67,11 @@ impl Standby {
                     common_crc32: crc32fast::hash(&self.held[..common]),
                 })
             }
-            ReceiverAction::Rewrite => {
+            PartialReceiverAction::Rewrite => {
                 self.comparing = Some(0);
                 Ok(None)
             }
-            ReceiverAction::Append(append) => {
+            PartialReceiverAction::Append(append) => {
                 let at = usize::try_from(append.offset).unwrap();
                 let end = at + append.bytes.len();
                 let same = self.comparing.is_some()
@@ -82,10 +87,10 @@ impl Standby {
                 self.acknowledged = append.end.0 - START;
                 session.durable(&Proof(append.end))
             }
-            ReceiverAction::Send(message) => return Some(message),
+            PartialReceiverAction::Send(message) => return Some(message),
         };
         match next.unwrap() {
-            Some(ReceiverAction::Send(message)) => Some(message),
+            Some(PartialReceiverAction::Send(message)) => Some(message),
             _ => None,
         }
     }
@@ -94,11 +99,11 @@ impl Standby {
 /// A connection of at most this many frames from the master. Whether all of the WAL was
 /// acknowledged on it.
 fn connection(wal: &[u8], standby: &mut Standby, frames: usize) -> bool {
-    let mut receiver = Receiver::default();
+    let mut receiver = PartialReceiver::default();
     let (mut encoder, mut decoder) = (Encoder::new(0), Decoder::new(0, 1 << 20));
     let (mut left, mut wire) = (frames, BytesMut::new());
     let timeline = TimelineId::new(1).unwrap();
-    let (mut sender, first) = Sender::begin(Begin { timeline });
+    let (mut sender, first) = PartialSender::begin(PartialBegin { timeline });
     let mut outbox = vec![first];
     loop {
         let mut answers = Vec::new();
@@ -115,18 +120,18 @@ fn connection(wal: &[u8], standby: &mut Standby, frames: usize) -> bool {
         }
         for answer in answers {
             match sender.received(answer).unwrap() {
-                Answer::Begun(_) => outbox.extend(sender.open(Open {
+                PartialAnswer::Begun(_) => outbox.extend(sender.open(Open {
                     segment: segment(),
                     bytes: wal.len() as u64,
                     crc32: crc32fast::hash(wal),
                 })),
-                Answer::Compare(at) => {
+                PartialAnswer::Compare(at) => {
                     let common = usize::try_from(at.common_bytes).unwrap();
                     let same = crc32fast::hash(&wal[..common]) == at.common_crc32;
                     outbox.extend(sender.compared(same).unwrap());
                 }
-                Answer::Durable(_) => {}
-                Answer::Refused(error) => panic!("{error}"),
+                PartialAnswer::Durable(_) => {}
+                PartialAnswer::Refused(error) => panic!("{error}"),
             }
         }
         let Some(offset) = sender.next_offset() else {
@@ -202,8 +207,8 @@ fn fault_47_a_lost_tail_is_kept_until_it_is_contradicted() {
 }
 
 /// A receiver that has granted the stream and opened the segment at 100 bytes.
-fn receiver_at_100() -> Receiver {
-    let mut receiver = Receiver::default();
+fn receiver_at_100() -> PartialReceiver {
+    let mut receiver = PartialReceiver::default();
     let mut standby = Standby {
         held: vec![1; 100],
         ..Standby::default()
@@ -214,7 +219,10 @@ fn receiver_at_100() -> Receiver {
         bytes: 100,
         crc32: 0,
     };
-    for partial in [Partial::Begin(Begin { timeline }), Partial::Open(open)] {
+    for partial in [
+        Partial::Begin(PartialBegin { timeline }),
+        Partial::Open(open),
+    ] {
         let action = receiver.received(Message::Partial(partial)).unwrap();
         standby.perform(&mut receiver, action.unwrap()).unwrap();
     }
@@ -244,7 +252,7 @@ fn fault_41_an_append_anywhere_but_at_the_end_is_refused() {
     let mut receiver = receiver_at_100();
     for offset in [100, 108, 116] {
         let action = receiver.received(append_at(offset)).unwrap();
-        assert!(matches!(action, Some(ReceiverAction::Append(_))));
+        assert!(matches!(action, Some(PartialReceiverAction::Append(_))));
     }
     // From the beginning only before anything was appended.
     let rewrite = Message::Partial(Partial::Rewrite);
@@ -252,7 +260,7 @@ fn fault_41_an_append_anywhere_but_at_the_end_is_refused() {
     let mut receiver = receiver_at_100();
     assert_eq!(
         receiver.received(rewrite).unwrap(),
-        Some(ReceiverAction::Rewrite)
+        Some(PartialReceiverAction::Rewrite)
     );
     assert!(receiver.received(append_at(0)).unwrap().is_some());
 }
@@ -261,10 +269,13 @@ fn fault_41_an_append_anywhere_but_at_the_end_is_refused() {
 fn what_was_on_its_way_when_an_append_failed_is_dropped() {
     let mut receiver = receiver_at_100();
     let appends = receiver.received(append_at(100)).unwrap();
-    assert!(matches!(appends, Some(ReceiverAction::Append(_))));
+    assert!(matches!(appends, Some(PartialReceiverAction::Append(_))));
     let refusal = Error::channel(ErrorCode::DamagedFile, "no record", "");
     let refused = receiver.failed(refusal);
-    assert!(matches!(refused, ReceiverAction::Send(Message::Error(_))));
+    assert!(matches!(
+        refused,
+        PartialReceiverAction::Send(Message::Error(_))
+    ));
     assert_eq!(receiver.received(append_at(108)).unwrap(), None);
     assert_eq!(receiver.durable(&Proof(Lsn(START + 108))), Ok(None));
     let open = Open {
@@ -276,11 +287,11 @@ fn what_was_on_its_way_when_an_append_failed_is_dropped() {
     assert_eq!(receiver.received(open.clone()).unwrap(), None);
     // The sender goes on by asking for the stream again.
     let timeline = TimelineId::new(1).unwrap();
-    let begin = Message::Partial(Partial::Begin(Begin { timeline }));
+    let begin = Message::Partial(Partial::Begin(PartialBegin { timeline }));
     let begun = receiver.received(begin).unwrap();
-    assert!(matches!(begun, Some(ReceiverAction::Begin(_))));
+    assert!(matches!(begun, Some(PartialReceiverAction::Begin(_))));
     // Nothing is opened by one who was never granted the stream.
-    Receiver::default().received(open).unwrap_err();
+    PartialReceiver::default().received(open).unwrap_err();
 }
 
 #[test]
@@ -292,9 +303,9 @@ fn the_sender_believes_no_answer_that_cannot_be() {
         newest_partial: None,
     }));
     let opened = || {
-        let (mut sender, _) = Sender::begin(Begin { timeline });
+        let (mut sender, _) = PartialSender::begin(PartialBegin { timeline });
         let answer = sender.received(begun.clone()).unwrap();
-        assert!(matches!(answer, Answer::Begun(_)));
+        assert!(matches!(answer, PartialAnswer::Begun(_)));
         let open = Open {
             segment: segment(),
             bytes: 100,
@@ -319,6 +330,6 @@ fn the_sender_believes_no_answer_that_cannot_be() {
     let refusal = Error::channel(ErrorCode::Diverged, "another past", "");
     let mut sender = opened();
     let answer = sender.received(Message::Error(refusal.clone())).unwrap();
-    assert_eq!(answer, Answer::Refused(refusal));
+    assert_eq!(answer, PartialAnswer::Refused(refusal));
     assert!(sender.received(begun).is_err(), "it is over");
 }

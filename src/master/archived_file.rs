@@ -12,7 +12,7 @@ use walmgr_protocol::hello::Welcome;
 use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, SMALL_FILE_BYTES_MAX, STORE_LEVEL_MAX};
 use walmgr_protocol::message::{Offer, WireVerify};
 use walmgr_protocol::names::WalFileName;
-use walmgr_protocol::session::push::Outcome;
+use walmgr_protocol::session::push::PushOutcome;
 
 use crate::config::{MasterConfig, VerifyWal};
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -176,7 +176,7 @@ impl ArchivedFile {
     }
 
     /// Connects to the receiver and pushes it.
-    pub(super) async fn push(self, config: &MasterConfig) -> Result<Outcome> {
+    pub(super) async fn push(self, config: &MasterConfig) -> Result<PushOutcome> {
         // The checksum is taken while the other side is being greeted.
         let crc32 = self.start_digest();
         let mut connection = self.connect(config).await?;
@@ -237,14 +237,18 @@ impl ArchivedFile {
 }
 
 /// The outcome in PostgreSQL's terms.
-pub(super) fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome) -> Result<()> {
+pub(super) fn verdict(
+    config: &MasterConfig,
+    name: WalFileName,
+    outcome: PushOutcome,
+) -> Result<()> {
     let receiver = &config.slave;
     match outcome {
-        Outcome::Stored => {
+        PushOutcome::Stored => {
             tracing::debug!("{name} is durable on {receiver}");
             Ok(())
         }
-        Outcome::Conflict(stored) => Err(CommandError::new(
+        PushOutcome::Conflict(stored) => Err(CommandError::new(
             Kind::Conflict,
             format!(
                 "{receiver} already holds a different file as {name} ({} bytes, CRC-32 {:08X}); \
@@ -255,14 +259,14 @@ pub(super) fn verdict(config: &MasterConfig, name: WalFileName, outcome: Outcome
         .hint(
             "two masters archive to one archive, or this one was restored: give each an archive of its own",
         )),
-        Outcome::SourceChanged => Err(CommandError::retry(format!(
+        PushOutcome::SourceChanged => Err(CommandError::retry(format!(
             "{name} changed while it was read; nothing was stored"
         ))
         .hint(
             "PostgreSQL recycles a segment only after it was archived: did somebody run this by \
             hand?",
         )),
-        Outcome::Refused(error) => Err(refused(receiver, &format!("did not store {name}"), error)),
+        PushOutcome::Refused(error) => Err(refused(receiver, &format!("did not store {name}"), error)),
     }
 }
 

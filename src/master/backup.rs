@@ -25,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use walmgr_protocol::limits::BLOCK_BYTES_MAX;
-use walmgr_protocol::message::backup::{Begin, Finish, PartName, Sealed};
+use walmgr_protocol::message::backup::{BackupBegin, BackupSealed, Finish, PartName};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
 use crate::config::{BackupCheckpoint, MasterConfig};
@@ -269,7 +269,7 @@ impl Attempt<'_> {
             let session = connect(config).await?;
             let timeline = check_server(&session).await?;
             check_archiving(config, &way.facts(), &session).await?;
-            let begin = Begin {
+            let begin = BackupBegin {
                 who: origin.who(&config.job_name),
                 origin: origin.text().to_owned(),
                 label: LABEL.to_owned(),
@@ -336,7 +336,7 @@ struct Work<'a> {
 struct CompletedBackup {
     kind: BackupKind,
     total_bytes: u64,
-    sealed: Sealed,
+    sealed: BackupSealed,
     load: Arc<WorkQueue>,
     sending: Duration,
     wal: Wal,
@@ -455,7 +455,7 @@ impl Work<'_> {
         load: &WorkQueue,
         finished: FinishedBackup,
         configs: Vec<BroughtConfig>,
-    ) -> Result<(Sealed, Wal)> {
+    ) -> Result<(BackupSealed, Wal)> {
         let label = BackupLabel::parse(&finished.backup_label).map_err(|error| {
             CommandError::retry("read PostgreSQL's backup_label").because(error)
         })?;
@@ -594,7 +594,7 @@ impl CompletedBackup {
         output::print(&format!(
             "WAL from {start} to {stop}, segments {first} to {last}"
         ))?;
-        let Sealed {
+        let BackupSealed {
             name,
             path,
             stored_bytes,

@@ -1,6 +1,6 @@
 //! The fetch flow from the master's side: questions about what the standby keeps, and getting it.
 //! Never holds more of it in memory than a few blocks: they pass from the socket to a writing thread
-//! through a bounded queue. Invariant: [`Outcome::Whole`] means that every byte reached the sink.
+//! through a bounded queue. Invariant: [`FetchOutcome::Whole`] means that every byte reached the sink.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use walmgr_protocol::limits::{BACKUP_NUMBER_MAX, BLOCKS_IN_FLIGHT, TARGET_SEARCH
 use walmgr_protocol::message::fetch::{Fetch, ListBackups, ListedSet, NotFound, SetDescription};
 use walmgr_protocol::message::reach::SetQuestion;
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Message};
-use walmgr_protocol::session::fetch::{Fetcher, FetcherAction, Outcome, Request};
+use walmgr_protocol::session::fetch::{FetchOutcome, FetchRequest, Fetcher, FetcherAction};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Result};
@@ -45,7 +45,7 @@ pub(crate) struct Fetched<S> {
     /// With everything that has arrived; `None` when its thread panicked.
     pub sink: Option<S>,
     /// What the receiver said, or how the connection broke.
-    pub outcome: Result<Outcome>,
+    pub outcome: Result<FetchOutcome>,
     /// Why the sink took no more.
     pub refusal: Option<CommandError>,
 }
@@ -132,7 +132,7 @@ impl<'a> Fetching<'a> {
     }
 
     /// Gets something into a sink.
-    pub(crate) async fn get<S: Sink>(&mut self, request: Request, sink: S) -> Fetched<S> {
+    pub(crate) async fn get<S: Sink>(&mut self, request: FetchRequest, sink: S) -> Fetched<S> {
         let (jobs, inbox) = mpsc::channel(BLOCKS_IN_FLIGHT);
         let writing = tokio::task::spawn_blocking(move || write(sink, inbox));
         let (mut fetcher, message) = Fetcher::start(request);
@@ -160,9 +160,11 @@ impl<'a> Fetching<'a> {
             sink: Some(sink),
             outcome: outcome.map(|passed| match passed {
                 Passed::Finished(outcome) => outcome,
-                Passed::Checking | Passed::Unwanted => {
-                    Outcome::Refused(Error::channel(ErrorCode::Abandoned, "nobody took it", ""))
-                }
+                Passed::Checking | Passed::Unwanted => FetchOutcome::Refused(Error::channel(
+                    ErrorCode::Abandoned,
+                    "nobody took it",
+                    "",
+                )),
             }),
             refusal,
         }
@@ -249,7 +251,7 @@ fn text_bytes(set: &ListedSet) -> usize {
 enum Passed {
     /// Everything was handed over and is to be checked.
     Checking,
-    Finished(Outcome),
+    Finished(FetchOutcome),
     /// The sink takes no more.
     Unwanted,
 }

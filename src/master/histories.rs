@@ -12,7 +12,7 @@ use std::time::Duration;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::{Offer, WireVerify};
 use walmgr_protocol::names::{TimelineId, WalFileName};
-use walmgr_protocol::session::push::Outcome;
+use walmgr_protocol::session::push::PushOutcome;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -159,15 +159,17 @@ async fn push_one(
         verify: WireVerify::Records,
     };
     match push::push(wire, Arc::new(file), offer, blocks).await? {
-        Outcome::Stored => Ok(()),
-        Outcome::Conflict(_) => Err(CommandError::new(
+        PushOutcome::Stored => Ok(()),
+        PushOutcome::Conflict(_) => Err(CommandError::new(
             Kind::Conflict,
             format!("{slave} holds another {name}: two servers were promoted to one timeline"),
         )
         .hint("`choose` on the standby shows both; or give this cluster its own archive")),
-        Outcome::SourceChanged => Err(CommandError::retry(format!(
+        PushOutcome::SourceChanged => Err(CommandError::retry(format!(
             "{name} changed while it was read"
         ))),
-        Outcome::Refused(error) => Err(refused(&slave, &format!("did not store {name}"), error)),
+        PushOutcome::Refused(error) => {
+            Err(refused(&slave, &format!("did not store {name}"), error))
+        }
     }
 }

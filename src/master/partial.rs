@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use walmgr_protocol::compress::Packer;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
-use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
+use walmgr_protocol::message::partial::{Append, At, Begun, Open, PartialBegin};
 use walmgr_protocol::message::{Error, ErrorCode, Message, Overview};
 use walmgr_protocol::names::{Lsn, SegmentName};
 use walmgr_protocol::session::Misuse;
-use walmgr_protocol::session::partial::{Answer, Sender};
+use walmgr_protocol::session::partial::{PartialAnswer, PartialSender};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
@@ -74,7 +74,7 @@ impl MasterReach {
 pub(crate) struct Shipper {
     slave: String,
     wire: Wire,
-    session: Sender,
+    session: PartialSender,
     files: WalFiles,
     records: Records,
     open: Option<ShippedSegment>,
@@ -172,7 +172,7 @@ impl Shipper {
             )));
         }
         let first = files.containing(reach.near);
-        let (session, _) = Sender::begin(Begin {
+        let (session, _) = PartialSender::begin(PartialBegin {
             timeline: files.timeline(),
         });
         let mut shipper = Shipper {
@@ -287,7 +287,7 @@ impl Shipper {
                 Message::Error(error) => return Err(self.failure(Broken::Refused(error))),
                 other => {
                     let answer = self.session.received(other).map_err(WireFault::from)?;
-                    if let Answer::Refused(error) = answer {
+                    if let PartialAnswer::Refused(error) = answer {
                         return Err(self.failure(Broken::Refused(error)));
                     }
                 }
@@ -302,7 +302,7 @@ impl Shipper {
 
     async fn begin(&mut self, reach: MasterReach) -> Result<(), Broken> {
         let timeline = self.files.timeline();
-        let (session, message) = Sender::begin(Begin { timeline });
+        let (session, message) = PartialSender::begin(PartialBegin { timeline });
         self.session = session;
         self.open = None;
         self.carried = None;
@@ -586,13 +586,13 @@ impl Shipper {
             .received(frame.message)
             .map_err(WireFault::from)?
         {
-            Answer::Begun(begun) => Ok(ReceiverSaid::Begun(begun)),
-            Answer::Compare(at) => Ok(ReceiverSaid::Compare(at)),
-            Answer::Durable(end) => {
+            PartialAnswer::Begun(begun) => Ok(ReceiverSaid::Begun(begun)),
+            PartialAnswer::Compare(at) => Ok(ReceiverSaid::Compare(at)),
+            PartialAnswer::Durable(end) => {
                 self.tell(end);
                 Ok(ReceiverSaid::Other)
             }
-            Answer::Refused(error) => Err(Broken::Refused(error)),
+            PartialAnswer::Refused(error) => Err(Broken::Refused(error)),
         }
     }
 

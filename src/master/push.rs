@@ -12,7 +12,7 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{pread, retry_on_intr};
 use tokio::task::JoinError;
 use walmgr_protocol::message::{Message, Offer};
-use walmgr_protocol::session::push::{Outcome, Sender, SenderAction};
+use walmgr_protocol::session::push::{PushOutcome, PushSender, PushSenderAction};
 
 use crate::error::{CommandError, Result};
 use crate::files;
@@ -88,7 +88,7 @@ pub async fn push(
     file: Arc<File>,
     offer: Offer,
     blocks: Blocks,
-) -> Result<Outcome> {
+) -> Result<PushOutcome> {
     let is_unchanged = &|| offer.crc32.is_some();
     let source = PushedFile { file, is_unchanged };
     Ok(push_watched(wire, source, offer, blocks).await?.outcome)
@@ -103,7 +103,7 @@ pub(in crate::master) struct PushedFile<'a> {
 
 /// What came of a push.
 pub(in crate::master) struct Pushed {
-    pub outcome: Outcome,
+    pub outcome: PushOutcome,
     /// The CRC-32 that was offered or committed, if it got that far.
     pub crc32: Option<u32>,
 }
@@ -116,27 +116,27 @@ pub(in crate::master) async fn push_watched(
     blocks: Blocks,
 ) -> Result<Pushed> {
     let size = offer.size;
-    let (mut sender, mut action) = Sender::start(offer);
+    let (mut sender, mut action) = PushSender::start(offer);
     // Of the part that the receiver holds.
     let mut prefix_crc32 = 0;
     loop {
         let next = match action {
-            SenderAction::Send(message) => {
+            PushSenderAction::Send(message) => {
                 wire.send(CHANNEL, &message).await?;
                 None
             }
-            SenderAction::TakeChecksum => {
+            PushSenderAction::TakeChecksum => {
                 let crc32 = start_digest(&file, size).await?;
                 Some(sender.checksum_taken(crc32)?)
             }
-            SenderAction::HashPrefix(bytes) => {
+            PushSenderAction::HashPrefix(bytes) => {
                 prefix_crc32 = match sender.checksum().filter(|_| bytes == size) {
                     Some(crc32) => crc32,
                     None => start_digest(&file, bytes).await?,
                 };
                 Some(sender.prefix_hashed(prefix_crc32)?)
             }
-            SenderAction::SendFrom(offset) => {
+            PushSenderAction::SendFrom(offset) => {
                 let crc = crc32fast::Hasher::new_with_initial_len(
                     if offset > 0 { prefix_crc32 } else { 0 },
                     offset,
@@ -147,7 +147,7 @@ pub(in crate::master) async fn push_watched(
                     Sent::Interrupted(message) => Some(on_channel(sender.received(*message))?),
                 }
             }
-            SenderAction::Finish(outcome) => {
+            PushSenderAction::Finish(outcome) => {
                 let crc32 = sender.checksum();
                 return Ok(Pushed { outcome, crc32 });
             }
@@ -160,8 +160,8 @@ pub(in crate::master) async fn push_watched(
 }
 
 fn on_channel(
-    action: std::result::Result<SenderAction, walmgr_protocol::error::ProtocolError>,
-) -> Result<SenderAction> {
+    action: std::result::Result<PushSenderAction, walmgr_protocol::error::ProtocolError>,
+) -> Result<PushSenderAction> {
     Ok(action.map_err(WireFault::from)?)
 }
 
@@ -177,7 +177,7 @@ async fn send_from(
     file: &Arc<File>,
     from: (u64, crc32fast::Hasher),
     blocks: Blocks,
-    sender: &mut Sender,
+    sender: &mut PushSender,
 ) -> Result<Sent> {
     let (source, block_bytes) = (Arc::clone(file), blocks.block_bytes as usize);
     let mut packed = PackedBlocks::start(from, blocks, move |at, buffer| {

@@ -14,7 +14,7 @@ use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::fetch::{GetFile, NotFound};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
-use walmgr_protocol::session::fetch::{Outcome, Request};
+use walmgr_protocol::session::fetch::{FetchOutcome, FetchRequest};
 
 use crate::abnormal;
 use crate::config::MasterConfig;
@@ -286,7 +286,7 @@ impl FetchCall<'_> {
     async fn attempt<D: FileSink>(&self, destination: D) -> Result<Whole, Failure> {
         let connected = Fetching::connect(self.config, self.facts.as_ref()).await;
         let mut fetching = connected.map_err(passing)?;
-        let request = Request::File(GetFile {
+        let request = FetchRequest::File(GetFile {
             name: self.name,
             compression: self.config.network_level(),
         });
@@ -302,9 +302,11 @@ impl FetchCall<'_> {
         let outcome = outcome.map_err(passing)?;
         let doing = format!("send {}", self.name);
         let ended = match (outcome, sink) {
-            (Outcome::Whole, Some(destination)) => destination.finish().map_err(Failure::Final),
-            (Outcome::NotFound(what), _) => Err(self.absent(what)),
-            (Outcome::Refused(error), _) => {
+            (FetchOutcome::Whole, Some(destination)) => {
+                destination.finish().map_err(Failure::Final)
+            }
+            (FetchOutcome::NotFound(what), _) => Err(self.absent(what)),
+            (FetchOutcome::Refused(error), _) => {
                 let is_passing = is_passing(&error);
                 let error = fetching.refused(&doing, error);
                 Err(match is_passing {
@@ -312,7 +314,7 @@ impl FetchCall<'_> {
                     false => Failure::Final(error),
                 })
             }
-            (Outcome::Differs { .. } | Outcome::Whole, _) => Err(Failure::Passing(
+            (FetchOutcome::Differs { .. } | FetchOutcome::Whole, _) => Err(Failure::Passing(
                 CommandError::retry(format!("{} was changed on the way", self.name)),
             )),
         };

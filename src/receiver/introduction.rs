@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::Direction;
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Welcome};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Refusal, Welcome};
 use walmgr_protocol::message::ErrorCode;
 use walmgr_protocol::session::hello::{HELLO_MAGIC, choose_version};
 use walmgr_protocol::version::VersionRange;
@@ -99,7 +99,7 @@ pub(crate) async fn greet(
     let mut introduction = Introduction::new(stream);
     match introduce(clusters, server, &mut introduction, address, certificate).await {
         Ok((hosted, peer, hello, welcome)) => {
-            let answer = Answer::Welcome(VersionRange::OURS.highest, welcome.clone());
+            let answer = HelloAnswer::Welcome(VersionRange::OURS.highest, welcome.clone());
             introduction.send_answer(&answer).await.ok()?;
             let wire = introduction.into_wire(Direction::FromReceiver, &hello.nonce, &welcome);
             Some((hosted, peer, wire))
@@ -108,7 +108,9 @@ pub(crate) async fn greet(
             let text = format!("{address}{key}: {}", refusal.message);
             refusals.refused_whom(address.ip(), refusal.code.into(), &who, &text);
             // The peer may be gone; then there is nobody left to tell.
-            let _ = introduction.send_answer(&Answer::Refused(refusal)).await;
+            let _ = introduction
+                .send_answer(&HelloAnswer::Refused(refusal))
+                .await;
             introduction.close().await;
             None
         }

@@ -7,7 +7,7 @@ use walmgr_protocol::message::Error;
 use walmgr_protocol::message::fetch::NotFound;
 use walmgr_protocol::message::partial::{At, Begun};
 use walmgr_protocol::message::trial::Measured;
-use walmgr_protocol::session::push::{Held, Sealed};
+use walmgr_protocol::session::push::{PushHeld, PushSealed};
 
 use crate::receiver::cluster::running::BackupReport;
 use crate::receiver::worker::{FromWorker, WorkerReport};
@@ -30,9 +30,9 @@ pub(crate) enum FlowReport {
 /// What an upload tells its connection.
 pub(crate) enum UploadReport {
     /// The answer to the offer.
-    LookedUp(Held<Durable>),
+    LookedUp(PushHeld<Durable>),
     /// The file was checked and is durable, or another one is.
-    Sealed(Sealed<Durable>),
+    Sealed(PushSealed<Durable>),
     /// It gave up; the jobs that follow are dropped.
     Failed(Error),
 }

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use walmgr_protocol::frame::{Direction, Nonce};
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_MIN;
 use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode, MessageKind};
 use walmgr_protocol::names::TimelineId;
@@ -149,14 +149,14 @@ impl ReceiverTarget {
             with.receive_answer().await
         };
         match answer.await {
-            Ok(Answer::Welcome(version, _)) if !VersionRange::OURS.contains(version) => {
+            Ok(HelloAnswer::Welcome(version, _)) if !VersionRange::OURS.contains(version) => {
                 Err(CommandError::retry(format!(
                     "{self} chose protocol version {version}, this side speaks {}",
                     VersionRange::OURS
                 ))
                 .hint("upgrade the older of the two"))
             }
-            Ok(Answer::Welcome(_, welcome)) if !is_sensible(&welcome) => {
+            Ok(HelloAnswer::Welcome(_, welcome)) if !is_sensible(&welcome) => {
                 Err(CommandError::retry(format!(
                     "{self} offers limits that no receiver of walmgr offers: blocks of {} bytes, \
                     frames of {}, {} channels",
@@ -164,11 +164,11 @@ impl ReceiverTarget {
                 ))
                 .hint("check that `slave` names the standby's receiver"))
             }
-            Ok(Answer::Welcome(_, welcome)) => {
+            Ok(HelloAnswer::Welcome(_, welcome)) => {
                 let wire = with.into_wire(Direction::FromClient, &hello.nonce, &welcome);
                 Ok(Connection { wire, welcome })
             }
-            Ok(Answer::Refused(refusal)) => {
+            Ok(HelloAnswer::Refused(refusal)) => {
                 let Refusal {
                     code,
                     message,

@@ -12,7 +12,7 @@ use tokio_util::codec;
 use walmgr_protocol::codec::{Decoder, Encoder, Frame};
 use walmgr_protocol::compress::Block;
 use walmgr_protocol::error::ProtocolError;
-use walmgr_protocol::hello::{Answer, Hello};
+use walmgr_protocol::hello::{Hello, HelloAnswer};
 use walmgr_protocol::message::Message;
 use walmgr_protocol::session::hello::ReceivedHello;
 use walmgr_protocol::version::VersionRange;
@@ -35,14 +35,14 @@ pub(crate) struct ClientIntroduction;
 pub(crate) struct ReceiverIntroduction;
 
 impl codec::Decoder for ClientIntroduction {
-    type Item = Answer;
+    type Item = HelloAnswer;
     type Error = WireFault;
 
-    fn decode(&mut self, inbox: &mut BytesMut) -> Result<Option<Answer>, WireFault> {
-        Ok(Answer::decode(inbox).map_err(ProtocolError::from)?)
+    fn decode(&mut self, inbox: &mut BytesMut) -> Result<Option<HelloAnswer>, WireFault> {
+        Ok(HelloAnswer::decode(inbox).map_err(ProtocolError::from)?)
     }
 
-    fn decode_eof(&mut self, inbox: &mut BytesMut) -> Result<Option<Answer>, WireFault> {
+    fn decode_eof(&mut self, inbox: &mut BytesMut) -> Result<Option<HelloAnswer>, WireFault> {
         self.decode(inbox)
     }
 }
@@ -69,10 +69,10 @@ impl codec::Decoder for ReceiverIntroduction {
     }
 }
 
-impl codec::Encoder<&Answer> for ReceiverIntroduction {
+impl codec::Encoder<&HelloAnswer> for ReceiverIntroduction {
     type Error = WireFault;
 
-    fn encode(&mut self, answer: &Answer, outbox: &mut BytesMut) -> Result<(), WireFault> {
+    fn encode(&mut self, answer: &HelloAnswer, outbox: &mut BytesMut) -> Result<(), WireFault> {
         answer.encode(outbox);
         Ok(())
     }

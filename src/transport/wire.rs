@@ -15,7 +15,7 @@ use walmgr_protocol::codec::Frame;
 use walmgr_protocol::compress::Block;
 use walmgr_protocol::error::{Malformed, ProtocolError};
 use walmgr_protocol::frame::{Direction, Nonce};
-use walmgr_protocol::hello::{Answer, Hello, Welcome, coders};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Welcome, coders};
 use walmgr_protocol::message::Message;
 use walmgr_protocol::session::Misuse;
 use walmgr_protocol::session::hello::ReceivedHello;
@@ -130,7 +130,7 @@ impl Introduction<ClientIntroduction> {
     }
 
     /// Waits for the answer.
-    pub(crate) async fn receive_answer(&mut self) -> Result<Answer, WireFault> {
+    pub(crate) async fn receive_answer(&mut self) -> Result<HelloAnswer, WireFault> {
         self.receive().await
     }
 }
@@ -142,7 +142,7 @@ impl Introduction<ReceiverIntroduction> {
     }
 
     /// Sends the answer.
-    pub(crate) async fn send_answer(&mut self, answer: &Answer) -> Result<(), WireFault> {
+    pub(crate) async fn send_answer(&mut self, answer: &HelloAnswer) -> Result<(), WireFault> {
         self.frames.send(answer).await
     }
 }

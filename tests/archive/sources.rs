@@ -14,7 +14,7 @@ use walmgr::test_support::transport::connect::ReceiverTarget;
 use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::{ErrorCode, Offer, WireVerify};
 use walmgr_protocol::names::TimelineId;
-use walmgr_protocol::session::push::Outcome;
+use walmgr_protocol::session::push::PushOutcome;
 
 use crate::support::imitation::segment_of;
 use crate::support::place::{give_to_server, server_user};
@@ -372,7 +372,7 @@ fn fault_10_a_header_of_another_place_is_refused_by_the_receiver() {
                 .home()
                 .write("crafted", crafted(&site, field, at, length));
             let outcome = push_unchecked(&site, &path, &site.segment_name(4), verify);
-            let Outcome::Refused(error) = outcome else {
+            let PushOutcome::Refused(error) = outcome else {
                 panic!("{field}: {outcome:?}");
             };
             assert_eq!(error.code, ErrorCode::ForeignFile, "{field}: {error:?}");
@@ -382,7 +382,7 @@ fn fault_10_a_header_of_another_place_is_refused_by_the_receiver() {
 }
 
 /// A push without the client's own look at the file.
-fn push_unchecked(site: &Site, path: &Path, name: &str, verify: WireVerify) -> Outcome {
+fn push_unchecked(site: &Site, path: &Path, name: &str, verify: WireVerify) -> PushOutcome {
     let (config, facts) = (site.master_config(), site.facts());
     let file = fs::File::open(path).unwrap();
     let size = file.metadata().unwrap().len();

@@ -3,7 +3,7 @@
 //! folder of a cluster whose lists do not have the key stays as it is, and nothing of it is told.
 
 use walmgr_protocol::hello::Hello;
-use walmgr_protocol::message::backup::{Backup, Begin};
+use walmgr_protocol::message::backup::{Backup, BackupBegin};
 use walmgr_protocol::message::fetch::{Fetch, GetFile};
 use walmgr_protocol::message::{ErrorCode, ListRequest, Message, WireVerify};
 use walmgr_protocol::names::WalFileName;
@@ -120,7 +120,7 @@ fn asks_for_what_is_not_its_own(a: &Site, b: &Site, key: &Key, hello: &Hello) {
     let stored = store(&mut connect(), only_there, &content, WireVerify::Off);
     assert!(stored.is_err());
     assert!(!a.holds(&b.segment_name(3)));
-    let begin = Begin {
+    let begin = BackupBegin {
         who: "a".to_owned(),
         origin: "there".to_owned(),
         label: "x".to_owned(),

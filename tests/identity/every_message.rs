@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use bytes::BytesMut;
 use walmgr_protocol::fuzzing::sample_messages;
-use walmgr_protocol::hello::{Answer, Hello, Refusal};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Refusal};
 use walmgr_protocol::message::{ErrorCode, Flow, Message, MessageKind};
 use walmgr_protocol::names::SystemId;
 
@@ -60,7 +60,12 @@ pub fn state_of(folder: &Path) -> BTreeMap<PathBuf, (u64, SystemTime, u64)> {
 }
 
 /// Introduces itself and says all of this without waiting for an answer; the one that comes.
-fn says_all_at_once(key: &Key, site: &Site, hello: &Hello, order: &[(u16, Message)]) -> Answer {
+fn says_all_at_once(
+    key: &Key,
+    site: &Site,
+    hello: &Hello,
+    order: &[(u16, Message)],
+) -> HelloAnswer {
     let mut line = key.line(site.address()).unwrap();
     let mut bytes = hello_bytes(hello, 1, 1);
     for (channel, message) in order {
@@ -73,7 +78,7 @@ fn says_all_at_once(key: &Key, site: &Site, hello: &Hello, order: &[(u16, Messag
     while let Ok(count @ 1..) = read_arrived(&mut line, &mut buffer) {
         inbox.extend_from_slice(&buffer[..count]);
     }
-    let answer = Answer::decode(&mut inbox).unwrap().expect("an answer");
+    let answer = HelloAnswer::decode(&mut inbox).unwrap().expect("an answer");
     assert!(inbox.is_empty(), "nothing is said behind {answer:?}");
     answer
 }
@@ -96,8 +101,8 @@ pub fn is_refused(
     for _ in 0..orders() {
         let order = any_order(&mut dice);
         match says_all_at_once(key, site, hello, &order) {
-            Answer::Refused(refusal) => judge(&refusal),
-            Answer::Welcome(..) => panic!("{who} is welcomed"),
+            HelloAnswer::Refused(refusal) => judge(&refusal),
+            HelloAnswer::Welcome(..) => panic!("{who} is welcomed"),
         }
         match key.introduce(site.address(), hello) {
             Ok(Err(refusal)) => judge(&refusal),

@@ -3,7 +3,7 @@
 use std::fs;
 
 use walmgr_protocol::message::fetch::{Fetch, GetFile, GetSet};
-use walmgr_protocol::message::partial::{Begin, Partial};
+use walmgr_protocol::message::partial::{Partial, PartialBegin};
 use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
 use walmgr_protocol::names::{Lsn, TimelineId, WalFileName};
 
@@ -22,7 +22,7 @@ fn get(name: WalFileName) -> Message {
 
 fn begin() -> Message {
     let timeline = TimelineId::FIRST;
-    Message::Partial(Partial::Begin(Begin { timeline }))
+    Message::Partial(Partial::Begin(PartialBegin { timeline }))
 }
 
 /// Archives a segment, and returns its name.

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::message::backup::{Backup, Begin};
+use walmgr_protocol::message::backup::{Backup, BackupBegin};
 use walmgr_protocol::message::fetch::{Fetch, GetFile};
-use walmgr_protocol::message::partial::{self, Partial};
+use walmgr_protocol::message::partial::{Partial, PartialBegin};
 use walmgr_protocol::message::reach::{SetQuestion, WantedTimeline};
 use walmgr_protocol::message::trial::{Trial, TrialBegin};
 use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
@@ -28,7 +28,7 @@ fn restart_with(site: &mut Site, place: &str) {
 fn opening_of(work: &str, site: &Site) -> (u16, Message) {
     let name: WalFileName = site.segment_name(99).parse().unwrap();
     let timeline = TimelineId::FIRST;
-    let backup = Begin {
+    let backup = BackupBegin {
         who: "db1".to_owned(),
         origin: "here".to_owned(),
         label: "x".to_owned(),
@@ -51,7 +51,7 @@ fn opening_of(work: &str, site: &Site) -> (u16, Message) {
         "upload" => (1, Message::Offer(offer_of(name, b"x"))),
         "stream" => (
             1,
-            Message::Partial(Partial::Begin(partial::Begin { timeline })),
+            Message::Partial(Partial::Begin(PartialBegin { timeline })),
         ),
         "backup" => (1, Message::Backup(Backup::Begin(backup))),
         "fetch" => (1, Message::Fetch(Fetch::GetFile(file))),

@@ -2,7 +2,7 @@
 //! Never lets a key have more than it takes. Invariant: the genuine master archives at its first try.
 
 use std::time::Duration;
-use walmgr_protocol::message::partial::{Begin, Open, Partial};
+use walmgr_protocol::message::partial::{Open, Partial, PartialBegin};
 
 use walmgr::test_support::receiver::UPLOADS_MAX;
 use walmgr_protocol::limits::{CHANNELS_MAX, STRAY_SEGMENTS_MAX};
@@ -53,7 +53,7 @@ fn fault_116_segments_in_progress_that_follow_nothing_are_bounded() {
     still_serves(&site, 1);
     let thief = Key::authorized(&site, "thief", "push");
     let timeline = site.facts().timeline;
-    let begin = Message::Partial(Partial::Begin(Begin { timeline }));
+    let begin = Message::Partial(Partial::Begin(PartialBegin { timeline }));
     // A moment after a refused one has left, the place is free.
     let connect = |key: &Key| {
         wait_for("the place", Duration::from_secs(60), || {
@@ -150,7 +150,12 @@ fn fault_116_segments_that_are_opened_without_a_record_take_no_room() {
     let mut peer = thief.connect(&site);
     let timeline = site.facts().timeline;
     let say = Message::Partial;
-    ask(&mut peer, 1, &say(Partial::Begin(Begin { timeline }))).unwrap();
+    ask(
+        &mut peer,
+        1,
+        &say(Partial::Begin(PartialBegin { timeline })),
+    )
+    .unwrap();
     let count = if soak() { 3_000 } else { 300 };
     for number in 2..count + 2 {
         let open = Open {

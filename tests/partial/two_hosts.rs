@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use walmgr::test_support::wal::writer::WalWriter;
-use walmgr_protocol::message::partial::{Begin, Partial};
+use walmgr_protocol::message::partial::{Partial, PartialBegin};
 use walmgr_protocol::message::{ErrorCode, Message, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName};
 
@@ -53,7 +53,7 @@ impl Fork {
 
 /// Takes the stream, once whoever had it is gone.
 fn take(site: &Site, key: &Key) -> Peer {
-    let begin = Message::Partial(Partial::Begin(Begin {
+    let begin = Message::Partial(Partial::Begin(PartialBegin {
         timeline: site.facts().timeline,
     }));
     let deadline = Instant::now() + PATIENCE;
@@ -111,7 +111,7 @@ fn fault_114_two_hosts_with_one_key_lose_no_acknowledged_byte() {
             Err(other) => panic!("{turn}: {}", other.words()),
         }
         // While this one is there, the other one is told so.
-        let begin = Message::Partial(Partial::Begin(Begin {
+        let begin = Message::Partial(Partial::Begin(PartialBegin {
             timeline: site.facts().timeline,
         }));
         let mut second = keys[(turn + 1) % 2].connect(&site);

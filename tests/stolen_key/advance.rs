@@ -4,7 +4,7 @@
 
 use walmgr_protocol::message::Message;
 use walmgr_protocol::message::WireVerify;
-use walmgr_protocol::message::partial::{Begin, Open, Partial};
+use walmgr_protocol::message::partial::{Open, Partial, PartialBegin};
 use walmgr_protocol::names::Lsn;
 
 use crate::support::hostile::{Key, ask, ship_on, store};
@@ -98,7 +98,7 @@ fn fault_113_shipped_segment_gets_the_name_taken_in_advance() {
     let master = Key::stolen(&site);
     let mut peer = master.connect(&site);
     let timeline = site.facts().timeline;
-    let begin = Message::Partial(Partial::Begin(Begin { timeline }));
+    let begin = Message::Partial(Partial::Begin(PartialBegin { timeline }));
     ask(&mut peer, 1, &begin).unwrap();
     for number in [5, 6] {
         let name = site.segment_name(number).parse().unwrap();
@@ -120,7 +120,7 @@ fn fault_113_the_stream_is_not_told_of_segments_that_came_in_advance() {
     let master = Key::stolen(&site);
     let mut peer = master.connect(&site);
     let timeline = site.facts().timeline;
-    let begin = Message::Partial(Partial::Begin(Begin { timeline }));
+    let begin = Message::Partial(Partial::Begin(PartialBegin { timeline }));
     match ask(&mut peer, 1, &begin).unwrap() {
         Message::Partial(Partial::Begun(begun)) => {
             let newest = site.segment_name(4).parse().unwrap();

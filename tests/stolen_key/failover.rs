@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use walmgr_protocol::message::partial::{Begin, Partial};
+use walmgr_protocol::message::partial::{Partial, PartialBegin};
 use walmgr_protocol::message::{Message, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId};
 
@@ -111,7 +111,7 @@ fn fault_110_a_forged_failover_keeps_no_stream_out() {
     let master = Key::stolen(&site);
     let mut peer = master.connect(&site);
     let timeline = site.facts().timeline;
-    let begin = Message::Partial(Partial::Begin(Begin { timeline }));
+    let begin = Message::Partial(Partial::Begin(PartialBegin { timeline }));
     // The thief's place is free a moment after it left.
     wait_for("the place", Duration::from_secs(60), || {
         peer = master.connect(&site);

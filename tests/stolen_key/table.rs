@@ -2,9 +2,10 @@
 //! Never asks what the rights are called. Invariant tested: what the table says a key can do is done,
 //! what it says it cannot do is refused in words and changes nothing.
 
-use walmgr_protocol::message::backup::{Backup, Begin};
+use walmgr_protocol::message::backup::{Backup, BackupBegin};
 use walmgr_protocol::message::fetch::{Fetch, GetFile, ListBackups};
-use walmgr_protocol::message::{ErrorCode, ListRequest, Message, WireVerify, partial};
+use walmgr_protocol::message::partial::{Partial, PartialBegin};
+use walmgr_protocol::message::{ErrorCode, ListRequest, Message, WireVerify};
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
 use crate::support::Site;
@@ -47,11 +48,11 @@ fn tried(site: &Site, key: &Key, what: Use) -> Answered<()> {
         }
         Use::Ship => {
             let timeline = TimelineId::FIRST;
-            let begin = partial::Partial::Begin(partial::Begin { timeline });
+            let begin = Partial::Begin(PartialBegin { timeline });
             ask(&mut peer, 1, &Message::Partial(begin)).map(|_| ())
         }
         Use::Backup => {
-            let begin = Begin {
+            let begin = BackupBegin {
                 who: "nobody".to_owned(),
                 origin: key.name().to_owned(),
                 label: "x".to_owned(),

@@ -16,7 +16,7 @@ use walmgr::test_support::transport::tls::{self, PeerTrust};
 use walmgr_protocol::hello::{Hello, Refusal};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::backup::{
-    Backup, Begin, Finish, Join, Part, PartName, Sealed, Token,
+    Backup, BackupBegin, BackupSealed, Finish, Join, Part, PartName, Token,
 };
 use walmgr_protocol::message::{Error, Message, WireVerify, partial};
 use walmgr_protocol::names::{Lsn, RelativePath, SegmentName, TimelineId, WalFileName};
@@ -236,8 +236,8 @@ pub fn ship(
     end: Lsn,
     rewrite: bool,
 ) -> Answered<Lsn> {
-    use partial::Partial;
-    let begin = Message::Partial(Partial::Begin(partial::Begin { timeline }));
+    use partial::{Partial, PartialBegin};
+    let begin = Message::Partial(Partial::Begin(PartialBegin { timeline }));
     ask(peer, 1, &begin)?;
     ship_on(peer, segment, bytes, end, rewrite)
 }
@@ -398,7 +398,7 @@ impl ForgedSet {
     }
 
     /// Makes it, from the request to the seal.
-    pub fn send(&self, site: &Site, key: &Key) -> Answered<Sealed> {
+    pub fn send(&self, site: &Site, key: &Key) -> Answered<BackupSealed> {
         let mut control = self.dial(site, key)?;
         let token = self.begin(&mut control)?;
         self.carry(site, key, token)?;
@@ -419,7 +419,7 @@ impl ForgedSet {
 
     /// Asks to begin a backup.
     pub fn begin(&self, control: &mut Peer) -> Answered<Token> {
-        let begin = Begin {
+        let begin = BackupBegin {
             who: "nobody".to_owned(),
             origin: self.origin.clone(),
             label: "forged".to_owned(),
@@ -453,7 +453,7 @@ impl ForgedSet {
     }
 
     /// Sends the parts, and asks for the seal.
-    pub fn seal(&self, site: &Site, control: &mut Peer) -> Answered<Sealed> {
+    pub fn seal(&self, site: &Site, control: &mut Peer) -> Answered<BackupSealed> {
         send_part(control, PartName::Label, &self.label);
         for (name, content) in &self.configs {
             let path = RelativePath::new(name.as_bytes()).unwrap();

@@ -14,7 +14,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use walmgr::test_support::transport::identity::Identity;
 use walmgr::test_support::transport::tls;
 use walmgr_protocol::frame::Direction;
-use walmgr_protocol::hello::{Answer, Hello, Welcome, coders};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Welcome, coders};
 use walmgr_protocol::message::Message;
 
 use super::Site;
@@ -125,7 +125,7 @@ fn serve(
         read_some(&mut stream, &mut inbox)?;
     };
     let mut out = BytesMut::new();
-    Answer::Welcome(1, welcome.clone()).encode(&mut out);
+    HelloAnswer::Welcome(1, welcome.clone()).encode(&mut out);
     let (mut encoder, mut decoder) = coders(Direction::FromReceiver, &hello.nonce, welcome);
     loop {
         stream.write_all(&out)?;

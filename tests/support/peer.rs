@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use walmgr_protocol::codec::{Decoder, Frame};
 use walmgr_protocol::frame::{Direction, HEADER_BYTES, Header, first_sequence};
-use walmgr_protocol::hello::{Answer, Hello, Refusal, Role, Welcome};
+use walmgr_protocol::hello::{Hello, HelloAnswer, Refusal, Role, Welcome};
 use walmgr_protocol::limits::BLOCK_BYTES_DEFAULT;
 use walmgr_protocol::message::{ClusterIdentity, Data, Digest, Error, Message, Offer, WireVerify};
 use walmgr_protocol::names::{TimelineId, WalFileName};
@@ -143,12 +143,12 @@ fn would_wait(error: &io::Error) -> bool {
 }
 
 /// What a receiver answers to these first bytes; `None` when it just closes.
-pub fn answer_to(address: SocketAddr, first_bytes: &[u8]) -> Option<Answer> {
+pub fn answer_to(address: SocketAddr, first_bytes: &[u8]) -> Option<HelloAnswer> {
     let mut stream = dial(address);
     // It may have hung up before it read everything.
     let _ = stream.write_all(first_bytes);
     let mut inbox = BytesMut::from(&rest_of(&mut stream)[..]);
-    Answer::decode(&mut inbox).unwrap()
+    HelloAnswer::decode(&mut inbox).unwrap()
 }
 
 impl Peer {
@@ -172,9 +172,9 @@ impl Peer {
         line.flush()?;
         let mut inbox = BytesMut::new();
         let welcome = loop {
-            match Answer::decode(&mut inbox).map_err(io::Error::other)? {
-                Some(Answer::Welcome(_, welcome)) => break welcome,
-                Some(Answer::Refused(refusal)) => return Ok(Err(refusal)),
+            match HelloAnswer::decode(&mut inbox).map_err(io::Error::other)? {
+                Some(HelloAnswer::Welcome(_, welcome)) => break welcome,
+                Some(HelloAnswer::Refused(refusal)) => return Ok(Err(refusal)),
                 None => {}
             }
             if !read_some(&mut line, &mut inbox)? {

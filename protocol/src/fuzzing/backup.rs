@@ -4,8 +4,8 @@
 use crate::limits::BACKUP_STREAMS_MAX;
 use crate::message::Message;
 use crate::message::backup::{
-    Backup, Begin, FileDigest, FileDone, Finish, Granted, Held, Join, Part, PartName, Sealed,
-    SetAcknowledgement, Token,
+    Backup, BackupBegin, BackupHeld, BackupSealed, FileDigest, FileDone, Finish, Granted, Join,
+    Part, PartName, SetAcknowledgement, Token,
 };
 use crate::message::parent::{
     BlockRange, FileLen, FileNeed, ParentAnswer, ParentRequest, ParentSet,
@@ -18,7 +18,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
         len: 8192,
         crc32c: 0xCAFE_F00D,
     };
-    let beginning = Held::Beginning {
+    let beginning = BackupHeld::Beginning {
         bytes: 262_144,
         crc32c: 1,
         len: 1 << 30,
@@ -31,10 +31,10 @@ pub(super) fn sample_messages() -> Vec<Message> {
             stream: 3,
         }),
         Backup::Held(vec![
-            Held::Nothing,
+            BackupHeld::Nothing,
             beginning,
-            Held::All(digest),
-            Held::Directory,
+            BackupHeld::All(digest),
+            BackupHeld::Directory,
         ]),
         Backup::StreamEnd(1 << 33),
         Backup::StreamTaken(1 << 33),
@@ -73,8 +73,8 @@ pub(super) fn sample_messages() -> Vec<Message> {
     messages.into_iter().map(Message::Backup).collect()
 }
 
-fn begin() -> Option<Begin> {
-    Some(Begin {
+fn begin() -> Option<BackupBegin> {
+    Some(BackupBegin {
         who: "master on db1, process 4711".into(),
         origin: "db1 2049 131 boot".into(),
         label: "FullBackup".into(),
@@ -118,8 +118,8 @@ fn finish() -> Option<Finish> {
     })
 }
 
-pub(super) fn sealed() -> Sealed {
-    Sealed {
+pub(super) fn sealed() -> BackupSealed {
+    BackupSealed {
         name: "data.master".into(),
         path: "/srv/walshipping/data.master".into(),
         stored_bytes: 40_000_000,

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use crate::message::Message;
-use crate::message::partial::{Append, At, Begin, Begun, DurableTo, Open, Partial};
+use crate::message::partial::{Append, At, Begun, DurableTo, Open, Partial, PartialBegin};
 use crate::names::{Lsn, TimelineId};
 
 fn nothing_yet() -> Begun {
@@ -47,7 +47,7 @@ pub(super) fn sample_messages() -> Vec<Message> {
         }),
         Partial::Durable(DurableTo(Lsn(0x0000_0002_9A00_2018))),
     ];
-    messages.extend(TimelineId::new(1).map(|timeline| Partial::Begin(Begin { timeline })));
+    messages.extend(TimelineId::new(1).map(|timeline| Partial::Begin(PartialBegin { timeline })));
     messages.extend(segment.map(|segment| {
         Partial::Open(Open {
             segment,

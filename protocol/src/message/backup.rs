@@ -49,7 +49,7 @@ pub struct Token(pub [u8; 16]);
 
 /// Asks for the right to make a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Begin {
+pub struct BackupBegin {
     /// Who asks: host, job and process, for those who find a backup running.
     pub who: String,
     /// What only one living process can send at a time, because it holds a lock for it. A backup
@@ -83,7 +83,7 @@ pub struct Join {
 
 /// What the receiver has of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Held {
+pub enum BackupHeld {
     /// Nothing.
     Nothing,
     /// Its beginning: the stream that brought it was cut.
@@ -158,7 +158,7 @@ pub struct Finish {
 
 /// The set is whole, durable and listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sealed {
+pub struct BackupSealed {
     /// Its name.
     pub name: String,
     /// Where it is on the receiver's host, for people.
@@ -177,7 +177,7 @@ pub struct Sealed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backup {
     /// Asks for a backup; answered by [`Backup::Granted`] or a refusal that names the holder.
-    Begin(Begin),
+    Begin(BackupBegin),
     /// It may go on.
     Granted(Granted),
     /// Takes control of it again after the connection was lost; answered by [`Backup::Granted`],
@@ -188,7 +188,7 @@ pub enum Backup {
     /// Asks what is held of these.
     HeldRequest(Vec<RelativePath>),
     /// That is held of them, in their order.
-    Held(Vec<Held>),
+    Held(Vec<BackupHeld>),
     /// These have arrived.
     FilesDone(Vec<FileDone>),
     /// That was all of the stream.
@@ -214,11 +214,11 @@ pub enum Backup {
 /// A set that is sealed. The only way to one on the sending side is
 /// [`crate::session::backup::acknowledge`], which asks for a proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SetAcknowledgement(pub(crate) Sealed);
+pub struct SetAcknowledgement(pub(crate) BackupSealed);
 
 impl SetAcknowledgement {
     /// What became of the backup.
-    pub const fn facts(&self) -> &Sealed {
+    pub const fn facts(&self) -> &BackupSealed {
         &self.0
     }
 }
@@ -321,7 +321,7 @@ impl Backup {
         fields: &mut Fields,
     ) -> Result<Option<Backup>, Malformed> {
         Ok(Some(match kind {
-            MessageKind::BackupBegin => Backup::Begin(Begin {
+            MessageKind::BackupBegin => Backup::Begin(BackupBegin {
                 who: fields.string("who asks for a backup")?,
                 origin: fields.string("origin of a backup")?,
                 label: fields.string("label of a backup")?,
@@ -347,7 +347,7 @@ impl Backup {
                 fields,
                 "a list of what is held",
                 BACKUP_PATHS_MAX,
-                Held::decode,
+                BackupHeld::decode,
             )?),
             MessageKind::BackupFilesDone => Backup::FilesDone(list(
                 fields,
@@ -369,7 +369,7 @@ impl Backup {
                 timeline: fields.timeline()?,
                 wal_wait_s: fields.u32()?,
             }),
-            MessageKind::BackupSealed => Backup::Sealed(SetAcknowledgement(Sealed {
+            MessageKind::BackupSealed => Backup::Sealed(SetAcknowledgement(BackupSealed {
                 name: fields.string("name of a backup set")?,
                 path: fields.string("path of a backup set")?,
                 stored_bytes: fields.u64()?,
@@ -393,34 +393,34 @@ impl Backup {
     }
 }
 
-impl Held {
+impl BackupHeld {
     fn encode(&self, out: &mut BytesMut) {
         match self {
-            Held::Nothing => out.put_u8(0),
-            Held::Beginning { bytes, crc32c, len } => {
+            BackupHeld::Nothing => out.put_u8(0),
+            BackupHeld::Beginning { bytes, crc32c, len } => {
                 out.put_u8(1);
                 out.put_u64_le(*bytes);
                 out.put_u32_le(*crc32c);
                 out.put_u64_le(*len);
             }
-            Held::All(digest) => {
+            BackupHeld::All(digest) => {
                 out.put_u8(2);
                 digest.encode(out);
             }
-            Held::Directory => out.put_u8(3),
+            BackupHeld::Directory => out.put_u8(3),
         }
     }
 
-    fn decode(fields: &mut Fields) -> Result<Held, Malformed> {
+    fn decode(fields: &mut Fields) -> Result<BackupHeld, Malformed> {
         Ok(match fields.u8()? {
-            0 => Held::Nothing,
-            1 => Held::Beginning {
+            0 => BackupHeld::Nothing,
+            1 => BackupHeld::Beginning {
                 bytes: fields.u64()?,
                 crc32c: fields.u32()?,
                 len: fields.u64()?,
             },
-            2 => Held::All(FileDigest::decode(fields)?),
-            3 => Held::Directory,
+            2 => BackupHeld::All(FileDigest::decode(fields)?),
+            3 => BackupHeld::Directory,
             found => {
                 return Err(Malformed::BadValue {
                     what: "what is held",

@@ -28,7 +28,7 @@ use crate::names::{Lsn, SegmentName, TimelineId};
 
 /// Asks to be the one that writes the stream of this timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begin {
+pub struct PartialBegin {
     /// The timeline that is being written.
     pub timeline: TimelineId,
 }
@@ -98,7 +98,7 @@ impl DurableTo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Partial {
     /// I write this timeline.
-    Begin(Begin),
+    Begin(PartialBegin),
     /// Go on from there.
     Begun(Begun),
     /// This segment is next.
@@ -172,7 +172,7 @@ impl Partial {
         fields: &mut Fields,
     ) -> Result<Option<Partial>, Malformed> {
         Ok(Some(match kind {
-            MessageKind::PartialBegin => Partial::Begin(Begin {
+            MessageKind::PartialBegin => Partial::Begin(PartialBegin {
                 timeline: fields.timeline()?,
             }),
             MessageKind::PartialBegun => Partial::Begun(Begun {

@@ -42,7 +42,8 @@
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::backup::{
-    Backup, Begin, Finish, Granted, Held, Join, Part, PartName, Sealed, SetAcknowledgement, Token,
+    Backup, BackupBegin, BackupHeld, BackupSealed, Finish, Granted, Join, Part, PartName,
+    SetAcknowledgement, Token,
 };
 use crate::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest};
 use crate::message::{Data, Error, Message, MessageKind};
@@ -56,16 +57,16 @@ pub trait ProofOfSeal {
 }
 
 /// The confirmation of a sealed set: there is no other way to build one.
-pub fn acknowledge(proof: &impl ProofOfSeal, mut facts: Sealed) -> Message {
+pub fn acknowledge(proof: &impl ProofOfSeal, mut facts: BackupSealed) -> Message {
     facts.name = proof.name();
     Message::Backup(Backup::Sealed(SetAcknowledgement(facts)))
 }
 
 /// How a connection asks to be part of a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
+pub enum BackupRequest {
     /// To begin one.
-    Begin(Begin),
+    Begin(BackupBegin),
     /// To control one again.
     Resume(Token),
     /// To carry a stream of one.
@@ -77,25 +78,25 @@ pub enum Request {
 /// What a receiver's driver does.
 #[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReceiverAction {
-    /// Decide about this and feed [`Receiver::admitted`], [`Receiver::sealed`] or
-    /// [`Receiver::failed`].
-    Admit(Request),
-    /// Look these up, behind every block so far, and feed [`Receiver::looked_up`].
+pub enum BackupReceiverAction {
+    /// Decide about this and feed [`BackupReceiver::admitted`], [`BackupReceiver::sealed`] or
+    /// [`BackupReceiver::failed`].
+    Admit(BackupRequest),
+    /// Look these up, behind every block so far, and feed [`BackupReceiver::looked_up`].
     LookUp(Vec<RelativePath>),
-    /// Look for a set to begin with, and feed [`Receiver::parent_chosen`].
+    /// Look for a set to begin with, and feed [`BackupReceiver::parent_chosen`].
     ChooseParent(ParentRequest),
-    /// Say what is needed of these files, and feed [`Receiver::compared`].
+    /// Say what is needed of these files, and feed [`BackupReceiver::compared`].
     Compare(Vec<FileLen>),
     /// Unpack this block and take it into the set.
     Write(Data),
-    /// The stream came to its end: see that its tar did too, and feed [`Receiver::stream_taken`].
+    /// The stream came to its end: see that its tar did too, and feed [`BackupReceiver::stream_taken`].
     EndStream(u64),
-    /// A part begins; every [`ReceiverAction::WritePart`] up to the next belongs to it.
+    /// A part begins; every [`BackupReceiverAction::WritePart`] up to the next belongs to it.
     BeginPart(Part),
     /// Unpack this block and append it to the part.
     WritePart(Data),
-    /// Seal the set and feed [`Receiver::sealed`].
+    /// Seal the set and feed [`BackupReceiver::sealed`].
     Finish(Finish),
     /// The sender gave the backup up, in these words.
     Abort(String),
@@ -104,9 +105,9 @@ pub enum ReceiverAction {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum ReceiverState {
+enum BackupReceiverState {
     Idle,
-    Admitting(Request),
+    Admitting(BackupRequest),
     Controlling {
         /// What is missing of the part under way, and where it goes on.
         part: Option<(u64, u64)>,
@@ -137,182 +138,202 @@ enum ReceiverState {
 
 /// The receiver's end of one connection of a backup.
 #[derive(Debug)]
-pub struct Receiver {
-    state: ReceiverState,
+pub struct BackupReceiver {
+    state: BackupReceiverState,
 }
 
-impl Default for Receiver {
+impl Default for BackupReceiver {
     fn default() -> Self {
-        Receiver {
-            state: ReceiverState::Idle,
+        BackupReceiver {
+            state: BackupReceiverState::Idle,
         }
     }
 }
 
-impl Receiver {
+impl BackupReceiver {
     /// Whether the connection has nothing to do with a backup, or not any more.
     pub const fn is_idle(&self) -> bool {
         matches!(
             self.state,
-            ReceiverState::Idle | ReceiverState::Over | ReceiverState::Draining
+            BackupReceiverState::Idle | BackupReceiverState::Over | BackupReceiverState::Draining
         )
     }
 
     /// Whether a set is being sealed.
     pub const fn is_finishing(&self) -> bool {
-        matches!(self.state, ReceiverState::Finishing)
+        matches!(self.state, BackupReceiverState::Finishing)
     }
 
     /// A message arrived on the backup's channel.
-    pub fn received(&mut self, message: Message) -> Result<Option<ReceiverAction>, ProtocolError> {
+    pub fn received(
+        &mut self,
+        message: Message,
+    ) -> Result<Option<BackupReceiverAction>, ProtocolError> {
         match (&mut self.state, message) {
-            (ReceiverState::Draining | ReceiverState::Over, Message::Error(_)) => Ok(None),
-            (ReceiverState::Draining, Message::Data(_) | Message::Backup(_)) => Ok(None),
+            (BackupReceiverState::Draining | BackupReceiverState::Over, Message::Error(_)) => {
+                Ok(None)
+            }
+            (BackupReceiverState::Draining, Message::Data(_) | Message::Backup(_)) => Ok(None),
             (_, Message::Error(error)) => {
-                self.state = ReceiverState::Over;
-                Ok(Some(ReceiverAction::Abort(error.message)))
+                self.state = BackupReceiverState::Over;
+                Ok(Some(BackupReceiverAction::Abort(error.message)))
             }
-            (ReceiverState::Idle, Message::Backup(Backup::Begin(begin))) => {
-                self.admit(Request::Begin(begin))
+            (BackupReceiverState::Idle, Message::Backup(Backup::Begin(begin))) => {
+                self.admit(BackupRequest::Begin(begin))
             }
-            (ReceiverState::Idle, Message::Backup(Backup::Resume(token))) => {
-                self.admit(Request::Resume(token))
+            (BackupReceiverState::Idle, Message::Backup(Backup::Resume(token))) => {
+                self.admit(BackupRequest::Resume(token))
             }
-            (ReceiverState::Idle, Message::Backup(Backup::Join(join))) => {
-                self.admit(Request::Join(join))
+            (BackupReceiverState::Idle, Message::Backup(Backup::Join(join))) => {
+                self.admit(BackupRequest::Join(join))
             }
-            (ReceiverState::Idle, Message::Backup(Backup::ParentRequest(request))) => {
-                self.admit(Request::Rehearse(request))
+            (BackupReceiverState::Idle, Message::Backup(Backup::ParentRequest(request))) => {
+                self.admit(BackupRequest::Rehearse(request))
             }
             (
-                ReceiverState::Controlling { part },
+                BackupReceiverState::Controlling { part },
                 Message::Backup(Backup::ParentRequest(request)),
             ) => {
                 whole(part)?;
-                self.state = ReceiverState::Choosing;
-                Ok(Some(ReceiverAction::ChooseParent(request)))
+                self.state = BackupReceiverState::Choosing;
+                Ok(Some(BackupReceiverAction::ChooseParent(request)))
             }
             (
-                ReceiverState::Controlling { part },
+                BackupReceiverState::Controlling { part },
                 Message::Backup(Backup::NeededRequest(files)),
             ) => {
                 whole(part)?;
                 Ok(Some(self.compare(files, false)))
             }
-            (ReceiverState::Rehearsing, Message::Backup(Backup::NeededRequest(files))) => {
+            (BackupReceiverState::Rehearsing, Message::Backup(Backup::NeededRequest(files))) => {
                 Ok(Some(self.compare(files, true)))
             }
-            (ReceiverState::Controlling { part }, Message::Data(data)) => {
+            (BackupReceiverState::Controlling { part }, Message::Data(data)) => {
                 part_data(part, &data)?;
-                Ok(Some(ReceiverAction::WritePart(data)))
+                Ok(Some(BackupReceiverAction::WritePart(data)))
             }
-            (ReceiverState::Controlling { part }, Message::Backup(Backup::Part(begun))) => {
+            (BackupReceiverState::Controlling { part }, Message::Backup(Backup::Part(begun))) => {
                 whole(part)?;
                 *part = Some((0, begun.size));
-                Ok(Some(ReceiverAction::BeginPart(begun)))
-            }
-            (ReceiverState::Controlling { part }, Message::Backup(Backup::Finish(finish))) => {
-                whole(part)?;
-                self.state = ReceiverState::Finishing;
-                Ok(Some(ReceiverAction::Finish(finish)))
-            }
-            (ReceiverState::Streaming { next_offset }, Message::Data(data)) => {
-                *next_offset = continues(*next_offset, &data)?;
-                Ok(Some(ReceiverAction::Write(data)))
+                Ok(Some(BackupReceiverAction::BeginPart(begun)))
             }
             (
-                ReceiverState::Streaming { next_offset },
+                BackupReceiverState::Controlling { part },
+                Message::Backup(Backup::Finish(finish)),
+            ) => {
+                whole(part)?;
+                self.state = BackupReceiverState::Finishing;
+                Ok(Some(BackupReceiverAction::Finish(finish)))
+            }
+            (BackupReceiverState::Streaming { next_offset }, Message::Data(data)) => {
+                *next_offset = continues(*next_offset, &data)?;
+                Ok(Some(BackupReceiverAction::Write(data)))
+            }
+            (
+                BackupReceiverState::Streaming { next_offset },
                 Message::Backup(Backup::HeldRequest(paths)),
             ) => {
-                self.state = ReceiverState::LookingUp {
+                self.state = BackupReceiverState::LookingUp {
                     next_offset: *next_offset,
                     count: paths.len(),
                 };
-                Ok(Some(ReceiverAction::LookUp(paths)))
+                Ok(Some(BackupReceiverAction::LookUp(paths)))
             }
-            (ReceiverState::Streaming { next_offset }, Message::Backup(Backup::StreamEnd(end))) => {
+            (
+                BackupReceiverState::Streaming { next_offset },
+                Message::Backup(Backup::StreamEnd(end)),
+            ) => {
                 if *next_offset != end {
                     let (expected, found) = (*next_offset, end);
                     return Err(PeerMisbehaved::Offset { expected, found }.into());
                 }
-                self.state = ReceiverState::Ending { bytes: end };
-                Ok(Some(ReceiverAction::EndStream(end)))
+                self.state = BackupReceiverState::Ending { bytes: end };
+                Ok(Some(BackupReceiverAction::EndStream(end)))
             }
             (state, message) => Err(unexpected(state, &message)),
         }
     }
 
-    /// The answer to [`ReceiverAction::Admit`]: it may. Nothing is done about this and the next three
+    /// The answer to [`BackupReceiverAction::Admit`]: it may. Nothing is done about this and the next three
     /// where the backup was refused or given up meanwhile.
-    pub fn admitted(&mut self, granted: Granted) -> Result<Option<ReceiverAction>, Misuse> {
+    pub fn admitted(&mut self, granted: Granted) -> Result<Option<BackupReceiverAction>, Misuse> {
         self.state = match &self.state {
-            ReceiverState::Admitting(Request::Begin(_) | Request::Resume(_)) => {
-                ReceiverState::Controlling { part: None }
+            BackupReceiverState::Admitting(BackupRequest::Begin(_) | BackupRequest::Resume(_)) => {
+                BackupReceiverState::Controlling { part: None }
             }
-            ReceiverState::Admitting(Request::Join(_)) => {
-                ReceiverState::Streaming { next_offset: 0 }
+            BackupReceiverState::Admitting(BackupRequest::Join(_)) => {
+                BackupReceiverState::Streaming { next_offset: 0 }
             }
             _ => return self.late("admitted"),
         };
         Ok(Some(send(Backup::Granted(granted))))
     }
 
-    /// The answer to [`ReceiverAction::ChooseParent`], or to a rehearsal.
+    /// The answer to [`BackupReceiverAction::ChooseParent`], or to a rehearsal.
     pub fn parent_chosen(
         &mut self,
         answer: ParentAnswer,
-    ) -> Result<Option<ReceiverAction>, Misuse> {
+    ) -> Result<Option<BackupReceiverAction>, Misuse> {
         self.state = match &self.state {
-            ReceiverState::Choosing => ReceiverState::Controlling { part: None },
-            ReceiverState::Admitting(Request::Rehearse(_)) => ReceiverState::Rehearsing,
+            BackupReceiverState::Choosing => BackupReceiverState::Controlling { part: None },
+            BackupReceiverState::Admitting(BackupRequest::Rehearse(_)) => {
+                BackupReceiverState::Rehearsing
+            }
             _ => return self.late("parent_chosen"),
         };
         Ok(Some(send(Backup::Parent(answer))))
     }
 
-    /// The answer to [`ReceiverAction::Compare`].
-    pub fn compared(&mut self, needs: Vec<FileNeed>) -> Result<Option<ReceiverAction>, Misuse> {
-        let ReceiverState::Comparing { count, rehearses } = self.state else {
+    /// The answer to [`BackupReceiverAction::Compare`].
+    pub fn compared(
+        &mut self,
+        needs: Vec<FileNeed>,
+    ) -> Result<Option<BackupReceiverAction>, Misuse> {
+        let BackupReceiverState::Comparing { count, rehearses } = self.state else {
             return self.late("compared");
         };
         if needs.len() != count {
             return Err(misuse(&self.state, "compared with another number"));
         }
         self.state = match rehearses {
-            true => ReceiverState::Rehearsing,
-            false => ReceiverState::Controlling { part: None },
+            true => BackupReceiverState::Rehearsing,
+            false => BackupReceiverState::Controlling { part: None },
         };
         Ok(Some(send(Backup::Needed(needs))))
     }
 
-    /// The answer to [`ReceiverAction::LookUp`].
-    pub fn looked_up(&mut self, held: Vec<Held>) -> Result<Option<ReceiverAction>, Misuse> {
-        let ReceiverState::LookingUp { next_offset, count } = self.state else {
+    /// The answer to [`BackupReceiverAction::LookUp`].
+    pub fn looked_up(
+        &mut self,
+        held: Vec<BackupHeld>,
+    ) -> Result<Option<BackupReceiverAction>, Misuse> {
+        let BackupReceiverState::LookingUp { next_offset, count } = self.state else {
             return self.late("looked_up");
         };
         if held.len() != count {
             return Err(misuse(&self.state, "looked_up of another number"));
         }
-        self.state = ReceiverState::Streaming { next_offset };
+        self.state = BackupReceiverState::Streaming { next_offset };
         Ok(Some(send(Backup::Held(held))))
     }
 
-    /// The answer to [`ReceiverAction::EndStream`].
-    pub fn stream_taken(&mut self) -> Result<Option<ReceiverAction>, Misuse> {
-        let ReceiverState::Ending { bytes } = self.state else {
+    /// The answer to [`BackupReceiverAction::EndStream`].
+    pub fn stream_taken(&mut self) -> Result<Option<BackupReceiverAction>, Misuse> {
+        let BackupReceiverState::Ending { bytes } = self.state else {
             return self.late("stream_taken");
         };
-        self.state = ReceiverState::Over;
+        self.state = BackupReceiverState::Over;
         Ok(Some(send(Backup::StreamTaken(bytes))))
     }
 
-    /// The answer to [`ReceiverAction::Finish`], or to a resumption that comes after it; `sealed`
+    /// The answer to [`BackupReceiverAction::Finish`], or to a resumption that comes after it; `sealed`
     /// is what [`acknowledge`] made.
-    pub fn sealed(&mut self, sealed: Message) -> Result<Option<ReceiverAction>, Misuse> {
+    pub fn sealed(&mut self, sealed: Message) -> Result<Option<BackupReceiverAction>, Misuse> {
         match self.state {
-            ReceiverState::Finishing | ReceiverState::Admitting(Request::Resume(_)) => {
-                self.state = ReceiverState::Over;
-                Ok(Some(ReceiverAction::Send(sealed)))
+            BackupReceiverState::Finishing
+            | BackupReceiverState::Admitting(BackupRequest::Resume(_)) => {
+                self.state = BackupReceiverState::Over;
+                Ok(Some(BackupReceiverAction::Send(sealed)))
             }
             _ => self.late("sealed"),
         }
@@ -320,60 +341,65 @@ impl Receiver {
 
     /// Something the driver was asked to do failed, or the backup ended; the error goes to the
     /// sender.
-    pub fn failed(&mut self, error: Error) -> ReceiverAction {
-        self.state = ReceiverState::Draining;
-        ReceiverAction::Send(Message::Error(error))
+    pub fn failed(&mut self, error: Error) -> BackupReceiverAction {
+        self.state = BackupReceiverState::Draining;
+        BackupReceiverAction::Send(Message::Error(error))
     }
 
     /// An answer that is not awaited: to something that was refused or given up, or to nothing.
-    fn late(&self, called: &'static str) -> Result<Option<ReceiverAction>, Misuse> {
+    fn late(&self, called: &'static str) -> Result<Option<BackupReceiverAction>, Misuse> {
         match &self.state {
-            ReceiverState::Over | ReceiverState::Draining => Ok(None),
+            BackupReceiverState::Over | BackupReceiverState::Draining => Ok(None),
             state => Err(misuse(state, called)),
         }
     }
 
-    fn compare(&mut self, files: Vec<FileLen>, rehearses: bool) -> ReceiverAction {
+    fn compare(&mut self, files: Vec<FileLen>, rehearses: bool) -> BackupReceiverAction {
         let count = files.len();
-        self.state = ReceiverState::Comparing { count, rehearses };
-        ReceiverAction::Compare(files)
+        self.state = BackupReceiverState::Comparing { count, rehearses };
+        BackupReceiverAction::Compare(files)
     }
 
-    fn admit(&mut self, request: Request) -> Result<Option<ReceiverAction>, ProtocolError> {
-        self.state = ReceiverState::Admitting(request.clone());
-        Ok(Some(ReceiverAction::Admit(request)))
+    fn admit(
+        &mut self,
+        request: BackupRequest,
+    ) -> Result<Option<BackupReceiverAction>, ProtocolError> {
+        self.state = BackupReceiverState::Admitting(request.clone());
+        Ok(Some(BackupReceiverAction::Admit(request)))
     }
 }
 
-impl Standing for ReceiverState {
+impl Standing for BackupReceiverState {
     fn name(&self) -> &'static str {
         match self {
-            ReceiverState::Idle => "no backup is open on the channel",
-            ReceiverState::Admitting(_) => "a connection asks to be part of a backup",
-            ReceiverState::Controlling { .. } => "a backup is controlled",
-            ReceiverState::Choosing => "a backup's parent is chosen",
-            ReceiverState::Rehearsing => "somebody asks what a backup would send",
-            ReceiverState::Comparing { .. } => "files are compared with a backup's parent",
-            ReceiverState::Finishing => "a backup set is being sealed",
-            ReceiverState::Streaming { .. } => "a stream of a backup is received",
-            ReceiverState::LookingUp { .. } => "files of a backup are looked up",
-            ReceiverState::Ending { .. } => "a stream of a backup ends",
-            ReceiverState::Over => "the backup is over",
-            ReceiverState::Draining => "a refused backup is being drained",
+            BackupReceiverState::Idle => "no backup is open on the channel",
+            BackupReceiverState::Admitting(_) => "a connection asks to be part of a backup",
+            BackupReceiverState::Controlling { .. } => "a backup is controlled",
+            BackupReceiverState::Choosing => "a backup's parent is chosen",
+            BackupReceiverState::Rehearsing => "somebody asks what a backup would send",
+            BackupReceiverState::Comparing { .. } => "files are compared with a backup's parent",
+            BackupReceiverState::Finishing => "a backup set is being sealed",
+            BackupReceiverState::Streaming { .. } => "a stream of a backup is received",
+            BackupReceiverState::LookingUp { .. } => "files of a backup are looked up",
+            BackupReceiverState::Ending { .. } => "a stream of a backup ends",
+            BackupReceiverState::Over => "the backup is over",
+            BackupReceiverState::Draining => "a refused backup is being drained",
         }
     }
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ReceiverState::Idle => &[
+            BackupReceiverState::Idle => &[
                 MessageKind::BackupBegin,
                 MessageKind::BackupResume,
                 MessageKind::BackupJoin,
                 MessageKind::BackupParentRequest,
                 MessageKind::Error,
             ],
-            ReceiverState::Rehearsing => &[MessageKind::BackupNeededRequest, MessageKind::Error],
-            ReceiverState::Controlling { .. } => &[
+            BackupReceiverState::Rehearsing => {
+                &[MessageKind::BackupNeededRequest, MessageKind::Error]
+            }
+            BackupReceiverState::Controlling { .. } => &[
                 MessageKind::BackupParentRequest,
                 MessageKind::BackupNeededRequest,
                 MessageKind::BackupPart,
@@ -381,26 +407,26 @@ impl Standing for ReceiverState {
                 MessageKind::BackupFinish,
                 MessageKind::Error,
             ],
-            ReceiverState::Streaming { .. } => &[
+            BackupReceiverState::Streaming { .. } => &[
                 MessageKind::Data,
                 MessageKind::BackupHeldRequest,
                 MessageKind::BackupStreamEnd,
                 MessageKind::Error,
             ],
-            ReceiverState::Draining => DRAINED,
-            ReceiverState::Admitting(_)
-            | ReceiverState::Finishing
-            | ReceiverState::Choosing
-            | ReceiverState::Comparing { .. }
-            | ReceiverState::LookingUp { .. }
-            | ReceiverState::Ending { .. }
-            | ReceiverState::Over => &[MessageKind::Error],
+            BackupReceiverState::Draining => DRAINED,
+            BackupReceiverState::Admitting(_)
+            | BackupReceiverState::Finishing
+            | BackupReceiverState::Choosing
+            | BackupReceiverState::Comparing { .. }
+            | BackupReceiverState::LookingUp { .. }
+            | BackupReceiverState::Ending { .. }
+            | BackupReceiverState::Over => &[MessageKind::Error],
         }
     }
 }
 
-fn send(backup: Backup) -> ReceiverAction {
-    ReceiverAction::Send(Message::Backup(backup))
+fn send(backup: Backup) -> BackupReceiverAction {
+    BackupReceiverAction::Send(Message::Backup(backup))
 }
 
 /// Everything a connection of a backup may have on its way.
@@ -467,7 +493,7 @@ pub enum ControlEvent {
     /// The answer to [`Control::compare`], in its order.
     Needed(Vec<FileNeed>),
     /// The set is sealed; the connection has nothing more to say.
-    Sealed(Sealed),
+    Sealed(BackupSealed),
     /// It was refused, or given up by the receiver, in words.
     Refused(Error),
 }
@@ -491,7 +517,7 @@ pub struct Control {
 
 impl Control {
     /// Asks for a backup.
-    pub fn begin(begin: Begin) -> (Self, Message) {
+    pub fn begin(begin: BackupBegin) -> (Self, Message) {
         let state = ControlState::Asking { resumes: false };
         (Control { state }, Message::Backup(Backup::Begin(begin)))
     }
@@ -628,7 +654,7 @@ pub enum StreamEvent {
     /// Ask what is held, or send.
     Granted,
     /// The answer to [`Stream::ask`], in its order.
-    Held(Vec<Held>),
+    Held(Vec<BackupHeld>),
     /// These files have arrived.
     FilesDone(Vec<crate::message::backup::FileDone>),
     /// All of the stream was taken.

@@ -10,30 +10,30 @@ const GRANTED: Granted = Granted {
     streams_max: 1,
 };
 
-fn receivers() -> [ReceiverState; 13] {
+fn receivers() -> [BackupReceiverState; 13] {
     [
-        ReceiverState::Idle,
-        ReceiverState::Admitting(Request::Resume(Token([0; 16]))),
-        ReceiverState::Controlling { part: None },
-        ReceiverState::Choosing,
-        ReceiverState::Rehearsing,
-        ReceiverState::Comparing {
+        BackupReceiverState::Idle,
+        BackupReceiverState::Admitting(BackupRequest::Resume(Token([0; 16]))),
+        BackupReceiverState::Controlling { part: None },
+        BackupReceiverState::Choosing,
+        BackupReceiverState::Rehearsing,
+        BackupReceiverState::Comparing {
             count: 1,
             rehearses: false,
         },
-        ReceiverState::Comparing {
+        BackupReceiverState::Comparing {
             count: 1,
             rehearses: true,
         },
-        ReceiverState::Finishing,
-        ReceiverState::Streaming { next_offset: 1 },
-        ReceiverState::LookingUp {
+        BackupReceiverState::Finishing,
+        BackupReceiverState::Streaming { next_offset: 1 },
+        BackupReceiverState::LookingUp {
             next_offset: 1,
             count: 1,
         },
-        ReceiverState::Ending { bytes: 1 },
-        ReceiverState::Over,
-        ReceiverState::Draining,
+        BackupReceiverState::Ending { bytes: 1 },
+        BackupReceiverState::Over,
+        BackupReceiverState::Draining,
     ]
 }
 
@@ -74,7 +74,7 @@ fn stream(state: StreamState) -> Stream {
 #[test]
 fn each_state_takes_the_kinds_that_it_names() {
     assert_expected(receivers(), |state, message| {
-        Receiver { state }.received(message).map(|_| ())
+        BackupReceiver { state }.received(message).map(|_| ())
     });
     assert_expected(controls(), |state, message| {
         Control { state }.received(message).map(|_| ())
@@ -86,60 +86,61 @@ fn each_state_takes_the_kinds_that_it_names() {
 
 #[test]
 fn a_receiver_that_answers_what_was_not_asked_is_told_so() {
-    let under_way = |at: fn(&ReceiverState) -> bool| {
+    let under_way = |at: fn(&BackupReceiverState) -> bool| {
         let elsewhere = receivers().into_iter().filter(move |state| !at(state));
         elsewhere
-            .filter(|state| *state != ReceiverState::Over)
-            .filter(|state| *state != ReceiverState::Draining)
+            .filter(|state| *state != BackupReceiverState::Over)
+            .filter(|state| *state != BackupReceiverState::Draining)
     };
-    let elsewhere = under_way(|state| matches!(state, ReceiverState::Admitting(_)));
+    let elsewhere = under_way(|state| matches!(state, BackupReceiverState::Admitting(_)));
     assert_misused("admitted", elsewhere, |state| {
-        Receiver { state }.admitted(GRANTED)
+        BackupReceiver { state }.admitted(GRANTED)
     });
-    let is_looking = |state: &_| matches!(state, ReceiverState::LookingUp { .. });
+    let is_looking = |state: &_| matches!(state, BackupReceiverState::LookingUp { .. });
     assert_misused("looked_up", under_way(is_looking), |state| {
-        Receiver { state }.looked_up(Vec::new())
+        BackupReceiver { state }.looked_up(Vec::new())
     });
     let looking = receivers().into_iter().filter(is_looking);
     assert_misused("looked_up of another number", looking, |state| {
-        Receiver { state }.looked_up(Vec::new())
+        BackupReceiver { state }.looked_up(Vec::new())
     });
     let elsewhere = under_way(|state| {
         matches!(
             state,
-            ReceiverState::Choosing | ReceiverState::Admitting(Request::Rehearse(_))
+            BackupReceiverState::Choosing
+                | BackupReceiverState::Admitting(BackupRequest::Rehearse(_))
         )
     });
     assert_misused("parent_chosen", elsewhere, |state| {
-        Receiver { state }.parent_chosen(ParentAnswer::Full(String::new()))
+        BackupReceiver { state }.parent_chosen(ParentAnswer::Full(String::new()))
     });
-    let is_comparing = |state: &_| matches!(state, ReceiverState::Comparing { .. });
+    let is_comparing = |state: &_| matches!(state, BackupReceiverState::Comparing { .. });
     assert_misused("compared", under_way(is_comparing), |state| {
-        Receiver { state }.compared(Vec::new())
+        BackupReceiver { state }.compared(Vec::new())
     });
     let comparing = receivers().into_iter().filter(is_comparing);
     assert_misused("compared with another number", comparing, |state| {
-        Receiver { state }.compared(Vec::new())
+        BackupReceiver { state }.compared(Vec::new())
     });
-    let elsewhere = under_way(|state| matches!(state, ReceiverState::Ending { .. }));
+    let elsewhere = under_way(|state| matches!(state, BackupReceiverState::Ending { .. }));
     assert_misused("stream_taken", elsewhere, |state| {
-        Receiver { state }.stream_taken()
+        BackupReceiver { state }.stream_taken()
     });
     let elsewhere = under_way(|state| {
         matches!(
             state,
-            ReceiverState::Admitting(_) | ReceiverState::Finishing
+            BackupReceiverState::Admitting(_) | BackupReceiverState::Finishing
         )
     });
     assert_misused("sealed", elsewhere, |state| {
-        Receiver { state }.sealed(Message::Ping)
+        BackupReceiver { state }.sealed(Message::Ping)
     });
 }
 
 #[test]
 fn reports_about_a_backup_that_was_given_up_go_nowhere() {
-    for state in [ReceiverState::Over, ReceiverState::Draining] {
-        let mut late = Receiver { state };
+    for state in [BackupReceiverState::Over, BackupReceiverState::Draining] {
+        let mut late = BackupReceiver { state };
         assert_eq!(late.admitted(GRANTED), Ok(None));
         assert_eq!(late.looked_up(Vec::new()), Ok(None));
         let none = ParentAnswer::Full(String::new());

@@ -26,7 +26,7 @@ use crate::session::{Misuse, Standing, misuse, unexpected};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
+pub enum FetchRequest {
     /// A file of the archive.
     File(GetFile),
     /// The stream of a backup set.
@@ -37,19 +37,19 @@ pub enum Request {
     Pages(GetPages),
 }
 
-impl Request {
+impl FetchRequest {
     /// Where the first block begins.
     const fn offset(&self) -> u64 {
         match self {
-            Request::File(_) | Request::Pages(_) => 0,
-            Request::Set(set) | Request::Outline(set) => set.offset,
+            FetchRequest::File(_) | FetchRequest::Pages(_) => 0,
+            FetchRequest::Set(set) | FetchRequest::Outline(set) => set.offset,
         }
     }
 }
 
 /// How a fetch ended for whoever asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum FetchOutcome {
     /// All of it has arrived.
     Whole,
     /// There is no such thing.
@@ -74,7 +74,7 @@ pub enum FetcherAction {
     /// Feed size and CRC-32 of everything that was appended to [`Fetcher::checked`].
     Check,
     /// It is over.
-    Finish(Outcome),
+    Finish(FetchOutcome),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,16 +92,16 @@ pub struct Fetcher {
 
 impl Fetcher {
     /// Begins with the message that asks.
-    pub fn start(request: Request) -> (Self, Message) {
+    pub fn start(request: FetchRequest) -> (Self, Message) {
         let state = FetcherState::Receiving {
             next_offset: request.offset(),
             begun: false,
         };
         let message = match request {
-            Request::File(file) => Fetch::GetFile(file),
-            Request::Set(set) => Fetch::GetSet(set),
-            Request::Outline(set) => Fetch::GetOutline(set),
-            Request::Pages(pages) => Fetch::GetPages(pages),
+            FetchRequest::File(file) => Fetch::GetFile(file),
+            FetchRequest::Set(set) => Fetch::GetSet(set),
+            FetchRequest::Outline(set) => Fetch::GetOutline(set),
+            FetchRequest::Pages(pages) => Fetch::GetPages(pages),
         };
         (Fetcher { state }, Message::Fetch(message))
     }
@@ -110,7 +110,7 @@ impl Fetcher {
     pub fn received(&mut self, message: Message) -> Result<FetcherAction, ProtocolError> {
         match (self.state, message) {
             (FetcherState::Done, message) => Err(unexpected(&self.state, &message)),
-            (_, Message::Error(error)) => Ok(self.finish(Outcome::Refused(error))),
+            (_, Message::Error(error)) => Ok(self.finish(FetchOutcome::Refused(error))),
             (FetcherState::Receiving { next_offset, .. }, Message::Data(data)) => {
                 if data.offset != next_offset {
                     let (expected, found) = (next_offset, data.offset);
@@ -129,7 +129,7 @@ impl Fetcher {
             (
                 FetcherState::Receiving { begun: false, .. },
                 Message::Fetch(Fetch::NotFound(not_found)),
-            ) => Ok(self.finish(Outcome::NotFound(not_found))),
+            ) => Ok(self.finish(FetchOutcome::NotFound(not_found))),
             (state, message) => Err(unexpected(&state, &message)),
         }
     }
@@ -140,12 +140,12 @@ impl Fetcher {
             return Err(misuse(&self.state, "checked"));
         };
         Ok(self.finish(match stated == found {
-            true => Outcome::Whole,
-            false => Outcome::Differs { stated, found },
+            true => FetchOutcome::Whole,
+            false => FetchOutcome::Differs { stated, found },
         }))
     }
 
-    fn finish(&mut self, outcome: Outcome) -> FetcherAction {
+    fn finish(&mut self, outcome: FetchOutcome) -> FetcherAction {
         self.state = FetcherState::Done;
         FetcherAction::Finish(outcome)
     }
@@ -182,7 +182,7 @@ impl Standing for FetcherState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProviderAction {
     /// Find this and feed [`Provider::found`], [`Provider::not_found`] or [`Provider::failed`].
-    Find(Request),
+    Find(FetchRequest),
     /// Send blocks from here on, feed [`Provider::block_sent`] for each and [`Provider::ended`] or
     /// [`Provider::failed`] at the end.
     SendFrom(u64),
@@ -197,7 +197,7 @@ enum ProviderState {
     Idle,
     /// Whoever asked gave it up; what the driver still says about it goes nowhere.
     GivenUp,
-    LookingUp(Request),
+    LookingUp(FetchRequest),
     Sending {
         begin: u64,
         next_offset: u64,
@@ -229,14 +229,16 @@ impl Provider {
         let is_idle = self.is_idle();
         match message {
             Message::Fetch(Fetch::GetFile(file)) if is_idle => {
-                Ok(Some(self.find(Request::File(file))))
+                Ok(Some(self.find(FetchRequest::File(file))))
             }
-            Message::Fetch(Fetch::GetSet(set)) if is_idle => Ok(Some(self.find(Request::Set(set)))),
+            Message::Fetch(Fetch::GetSet(set)) if is_idle => {
+                Ok(Some(self.find(FetchRequest::Set(set))))
+            }
             Message::Fetch(Fetch::GetOutline(set)) if is_idle => {
-                Ok(Some(self.find(Request::Outline(set))))
+                Ok(Some(self.find(FetchRequest::Outline(set))))
             }
             Message::Fetch(Fetch::GetPages(pages)) if is_idle => {
-                Ok(Some(self.find(Request::Pages(pages))))
+                Ok(Some(self.find(FetchRequest::Pages(pages))))
             }
             // It may have been sent before the end arrived there.
             Message::Error(_) if is_idle => Ok(None),
@@ -312,7 +314,7 @@ impl Provider {
         Ok(Some(ProviderAction::Send(Message::Error(error))))
     }
 
-    fn find(&mut self, request: Request) -> ProviderAction {
+    fn find(&mut self, request: FetchRequest) -> ProviderAction {
         self.state = ProviderState::LookingUp(request.clone());
         ProviderAction::Find(request)
     }
@@ -372,7 +374,7 @@ mod tests {
         };
         [
             ProviderState::Idle,
-            ProviderState::LookingUp(Request::File(file)),
+            ProviderState::LookingUp(FetchRequest::File(file)),
             sending,
             ProviderState::GivenUp,
         ]

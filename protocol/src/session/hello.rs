@@ -135,7 +135,7 @@ impl std::error::Error for Refusal {}
 /// The answer to a hello.
 #[must_use = "it has to be sent, or to be obeyed"]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum HelloAnswer {
     /// Talk, in this version.
     Welcome(u16, Welcome),
     /// Do not.
@@ -227,12 +227,12 @@ impl Hello {
     }
 }
 
-impl Answer {
+impl HelloAnswer {
     /// Appends the answer to `out`.
     pub fn encode(&self, out: &mut BytesMut) {
         let mut body = BytesMut::new();
         match self {
-            Answer::Welcome(version, welcome) => {
+            HelloAnswer::Welcome(version, welcome) => {
                 body.put_slice(&welcome.nonce);
                 body.put_u32_le(welcome.payload_bytes_max);
                 body.put_u32_le(welcome.block_bytes_max);
@@ -243,7 +243,7 @@ impl Answer {
                 body.put_u8(welcome.store_level);
                 seal(ANSWER_MAGIC, ANSWER_WELCOME, *version, &body, out);
             }
-            Answer::Refused(refusal) => {
+            HelloAnswer::Refused(refusal) => {
                 body.put_u16_le(refusal.code as u16);
                 // Both strings together stay below the bound of a body.
                 put_string(&mut body, cut(&refusal.message, 2_000));
@@ -254,18 +254,18 @@ impl Answer {
     }
 
     /// The answer at the front of `buffer`, or `None` when there is less than one.
-    pub fn decode(buffer: &mut BytesMut) -> Result<Option<Answer>, Malformed> {
+    pub fn decode(buffer: &mut BytesMut) -> Result<Option<HelloAnswer>, Malformed> {
         let Some((kind, version, body)) = open(ANSWER_MAGIC, "the answer to a hello", buffer)?
         else {
             return Ok(None);
         };
         let mut fields = Fields::new("the answer to a hello", body);
         match kind {
-            ANSWER_WELCOME => Ok(Some(Answer::Welcome(
+            ANSWER_WELCOME => Ok(Some(HelloAnswer::Welcome(
                 version,
                 Welcome::decode(&mut fields)?,
             ))),
-            ANSWER_REFUSED => Ok(Some(Answer::Refused(Refusal {
+            ANSWER_REFUSED => Ok(Some(HelloAnswer::Refused(Refusal {
                 code: ErrorCode::from_number(fields.u16()?),
                 message: fields.string("refusal")?,
                 hint: fields.string("hint")?,
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn another_program_on_the_port_is_named_at_its_first_wrong_byte() {
         let mut http = BytesMut::from(&b"HTTP"[..]);
-        let error = Answer::decode(&mut http).unwrap_err();
+        let error = HelloAnswer::decode(&mut http).unwrap_err();
         assert!(error.to_string().contains("HTTP"));
     }
 
@@ -382,7 +382,7 @@ mod tests {
         .encode(VersionRange::OURS, &mut hello);
         let mut answer = BytesMut::new();
         let welcome = Welcome::with_our_limits([7; 16], None, "4.0.0".into());
-        Answer::Welcome(1, welcome).encode(&mut answer);
+        HelloAnswer::Welcome(1, welcome).encode(&mut answer);
         let flipped = |bytes: &BytesMut, bit: usize| {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -397,7 +397,7 @@ mod tests {
         }
         for bit in ANSWER_MAGIC.len() * 8..answer.len() * 8 {
             assert!(!matches!(
-                Answer::decode(&mut flipped(&answer, bit)),
+                HelloAnswer::decode(&mut flipped(&answer, bit)),
                 Ok(Some(_))
             ));
         }

@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{PeerMisbehaved, ProtocolError};
-use crate::message::partial::{Append, At, Begin, Begun, DurableTo, Open, Partial};
+use crate::message::partial::{Append, At, Begun, DurableTo, Open, Partial, PartialBegin};
 use crate::message::{Error, Message, MessageKind, Scope};
 use crate::names::{Lsn, WalSegmentSize};
 use crate::session::{Misuse, Standing, misuse, unexpected};
@@ -36,10 +36,10 @@ pub fn acknowledge(proof: &impl ProofOfRecords) -> Message {
 /// What the receiver said, for the sender's driver.
 #[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum PartialAnswer {
     /// The stream is ours, and there it stands.
     Begun(Begun),
-    /// Compare this with the segment, and feed [`Sender::compared`].
+    /// Compare this with the segment, and feed [`PartialSender::compared`].
     Compare(At),
     /// Records are durable up to here.
     Durable(Lsn),
@@ -48,7 +48,7 @@ pub enum Answer {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SenderState {
+enum PartialSenderState {
     Beginning,
     Ready,
     Opening { offered_bytes: u64 },
@@ -59,18 +59,18 @@ enum SenderState {
 
 /// The master's end of the stream.
 #[derive(Debug)]
-pub struct Sender {
-    state: SenderState,
+pub struct PartialSender {
+    state: PartialSenderState,
     /// Where the records of each append end that was not acknowledged.
     in_flight: VecDeque<Lsn>,
     sent: Lsn,
 }
 
-impl Sender {
+impl PartialSender {
     /// Asks for the stream.
-    pub fn begin(begin: Begin) -> (Self, Message) {
-        let sender = Sender {
-            state: SenderState::Beginning,
+    pub fn begin(begin: PartialBegin) -> (Self, Message) {
+        let sender = PartialSender {
+            state: PartialSenderState::Beginning,
             in_flight: VecDeque::new(),
             sent: Lsn(0),
         };
@@ -78,18 +78,18 @@ impl Sender {
     }
 
     /// A message arrived on the stream's channel.
-    pub fn received(&mut self, message: Message) -> Result<Answer, ProtocolError> {
+    pub fn received(&mut self, message: Message) -> Result<PartialAnswer, ProtocolError> {
         match (self.state, message) {
-            (SenderState::Over, message) => Err(unexpected(&self.state, &message)),
+            (PartialSenderState::Over, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => {
-                self.state = SenderState::Over;
-                Ok(Answer::Refused(error))
+                self.state = PartialSenderState::Over;
+                Ok(PartialAnswer::Refused(error))
             }
-            (SenderState::Beginning, Message::Partial(Partial::Begun(begun))) => {
-                self.state = SenderState::Ready;
-                Ok(Answer::Begun(begun))
+            (PartialSenderState::Beginning, Message::Partial(Partial::Begun(begun))) => {
+                self.state = PartialSenderState::Ready;
+                Ok(PartialAnswer::Begun(begun))
             }
-            (SenderState::Opening { offered_bytes }, Message::Partial(Partial::At(at))) => {
+            (PartialSenderState::Opening { offered_bytes }, Message::Partial(Partial::At(at))) => {
                 if at.common_bytes != at.held_bytes.min(offered_bytes) {
                     return Err(PeerMisbehaved::Prefix {
                         offered: offered_bytes,
@@ -98,14 +98,14 @@ impl Sender {
                     }
                     .into());
                 }
-                self.state = SenderState::Comparing(at);
-                Ok(Answer::Compare(at))
+                self.state = PartialSenderState::Comparing(at);
+                Ok(PartialAnswer::Compare(at))
             }
             (
-                SenderState::Ready
-                | SenderState::Opening { .. }
-                | SenderState::Comparing(_)
-                | SenderState::Appending { .. },
+                PartialSenderState::Ready
+                | PartialSenderState::Opening { .. }
+                | PartialSenderState::Comparing(_)
+                | PartialSenderState::Appending { .. },
                 Message::Partial(Partial::Durable(durable)),
             ) => self.acknowledged(durable.lsn()),
             (state, message) => Err(unexpected(&state, &message)),
@@ -115,28 +115,28 @@ impl Sender {
     /// Goes on with this segment, which has no place while an answer is awaited.
     pub fn open(&mut self, open: Open) -> Result<Message, Misuse> {
         match self.state {
-            SenderState::Ready | SenderState::Appending { .. } => {
+            PartialSenderState::Ready | PartialSenderState::Appending { .. } => {
                 let offered_bytes = open.bytes;
-                self.state = SenderState::Opening { offered_bytes };
+                self.state = PartialSenderState::Opening { offered_bytes };
                 Ok(Message::Partial(Partial::Open(open)))
             }
             state => Err(misuse(&state, "open")),
         }
     }
 
-    /// The answer to [`Answer::Compare`]: whether our bytes are the same. What comes back has to
+    /// The answer to [`PartialAnswer::Compare`]: whether our bytes are the same. What comes back has to
     /// be sent, and the segment then from its beginning.
     pub fn compared(&mut self, same: bool) -> Result<Option<Message>, Misuse> {
-        let SenderState::Comparing(at) = self.state else {
+        let PartialSenderState::Comparing(at) = self.state else {
             return Err(misuse(&self.state, "compared"));
         };
         self.state = match same {
             // What it holds beyond ours was not compared, so nothing may follow it yet.
-            true if at.common_bytes < at.held_bytes => SenderState::Ready,
-            true => SenderState::Appending {
+            true if at.common_bytes < at.held_bytes => PartialSenderState::Ready,
+            true => PartialSenderState::Appending {
                 next_offset: at.held_bytes,
             },
-            false => SenderState::Appending { next_offset: 0 },
+            false => PartialSenderState::Appending { next_offset: 0 },
         };
         Ok((!same).then_some(Message::Partial(Partial::Rewrite)))
     }
@@ -144,14 +144,14 @@ impl Sender {
     /// Where the next append has to begin, once the segment was compared.
     pub const fn next_offset(&self) -> Option<u64> {
         match self.state {
-            SenderState::Appending { next_offset } => Some(next_offset),
+            PartialSenderState::Appending { next_offset } => Some(next_offset),
             _ => None,
         }
     }
 
     /// The message that appends this block there.
     pub fn append(&mut self, append: Append) -> Result<Message, Misuse> {
-        let SenderState::Appending { next_offset } = &mut self.state else {
+        let PartialSenderState::Appending { next_offset } = &mut self.state else {
             return Err(misuse(&self.state, "append"));
         };
         if append.offset != *next_offset || append.raw_bytes == 0 {
@@ -168,7 +168,7 @@ impl Sender {
         self.in_flight.len()
     }
 
-    fn acknowledged(&mut self, end: Lsn) -> Result<Answer, ProtocolError> {
+    fn acknowledged(&mut self, end: Lsn) -> Result<PartialAnswer, ProtocolError> {
         if end > self.sent {
             return Err(PeerMisbehaved::BeyondSent {
                 sent: self.sent,
@@ -179,34 +179,36 @@ impl Sender {
         while self.in_flight.front().is_some_and(|waits| *waits <= end) {
             self.in_flight.pop_front();
         }
-        Ok(Answer::Durable(end))
+        Ok(PartialAnswer::Durable(end))
     }
 }
 
-impl Standing for SenderState {
+impl Standing for PartialSenderState {
     fn name(&self) -> &'static str {
         match self {
-            SenderState::Beginning => "waiting for the right to write the partial stream",
-            SenderState::Ready => "no partial segment is open",
-            SenderState::Opening { .. } => "waiting for what is held of a partial segment",
-            SenderState::Comparing(_) => "comparing a partial segment",
-            SenderState::Appending { .. } => "appending to a partial segment",
-            SenderState::Over => "the partial stream is over",
+            PartialSenderState::Beginning => "waiting for the right to write the partial stream",
+            PartialSenderState::Ready => "no partial segment is open",
+            PartialSenderState::Opening { .. } => "waiting for what is held of a partial segment",
+            PartialSenderState::Comparing(_) => "comparing a partial segment",
+            PartialSenderState::Appending { .. } => "appending to a partial segment",
+            PartialSenderState::Over => "the partial stream is over",
         }
     }
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            SenderState::Beginning => &[MessageKind::PartialBegun, MessageKind::Error],
-            SenderState::Opening { .. } => &[
+            PartialSenderState::Beginning => &[MessageKind::PartialBegun, MessageKind::Error],
+            PartialSenderState::Opening { .. } => &[
                 MessageKind::PartialAt,
                 MessageKind::PartialDurable,
                 MessageKind::Error,
             ],
-            SenderState::Ready | SenderState::Comparing(_) | SenderState::Appending { .. } => {
+            PartialSenderState::Ready
+            | PartialSenderState::Comparing(_)
+            | PartialSenderState::Appending { .. } => {
                 &[MessageKind::PartialDurable, MessageKind::Error]
             }
-            SenderState::Over => &[],
+            PartialSenderState::Over => &[],
         }
     }
 }
@@ -214,21 +216,21 @@ impl Standing for SenderState {
 /// What a receiver's driver does.
 #[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReceiverAction {
-    /// Take the stream for this client and feed [`Receiver::begun`].
-    Begin(Begin),
-    /// Open the segment and feed [`Receiver::opened`].
+pub enum PartialReceiverAction {
+    /// Take the stream for this client and feed [`PartialReceiver::begun`].
+    Begin(PartialBegin),
+    /// Open the segment and feed [`PartialReceiver::opened`].
     Open(Open),
     /// From the segment's beginning, compare what is appended with what is held.
     Rewrite,
-    /// Unpack, check and write this block, then feed [`Receiver::durable`].
+    /// Unpack, check and write this block, then feed [`PartialReceiver::durable`].
     Append(Append),
     /// Send this on the channel.
     Send(Message),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReceiverState {
+enum PartialReceiverState {
     Idle,
     Beginning,
     Ready,
@@ -244,27 +246,30 @@ enum ReceiverState {
 
 /// The receiver's end of the stream.
 #[derive(Debug)]
-pub struct Receiver {
-    state: ReceiverState,
+pub struct PartialReceiver {
+    state: PartialReceiverState,
     segment_bytes: u64,
     /// Whether a stream was refused or given up here: what its driver was doing then may still be
     /// reported, in whatever state the next one is.
     drained: bool,
 }
 
-impl Default for Receiver {
+impl Default for PartialReceiver {
     fn default() -> Self {
-        Receiver {
-            state: ReceiverState::Idle,
+        PartialReceiver {
+            state: PartialReceiverState::Idle,
             segment_bytes: 0,
             drained: false,
         }
     }
 }
 
-impl Receiver {
+impl PartialReceiver {
     /// A message arrived on the channel.
-    pub fn received(&mut self, message: Message) -> Result<Option<ReceiverAction>, ProtocolError> {
+    pub fn received(
+        &mut self,
+        message: Message,
+    ) -> Result<Option<PartialReceiverAction>, ProtocolError> {
         let partial = match message {
             Message::Partial(partial) => partial,
             // The client gives the stream up, or cannot go on.
@@ -275,51 +280,58 @@ impl Receiver {
             message => return Err(unexpected(&self.state, &message)),
         };
         match (self.state, partial) {
-            (ReceiverState::Idle | ReceiverState::Draining, Partial::Begin(begin)) => {
-                self.state = ReceiverState::Beginning;
-                Ok(Some(ReceiverAction::Begin(begin)))
+            (
+                PartialReceiverState::Idle | PartialReceiverState::Draining,
+                Partial::Begin(begin),
+            ) => {
+                self.state = PartialReceiverState::Beginning;
+                Ok(Some(PartialReceiverAction::Begin(begin)))
             }
-            (ReceiverState::Ready | ReceiverState::Appending { .. }, Partial::Open(open)) => {
-                self.state = ReceiverState::Opening;
-                Ok(Some(ReceiverAction::Open(open)))
+            (
+                PartialReceiverState::Ready | PartialReceiverState::Appending { .. },
+                Partial::Open(open),
+            ) => {
+                self.state = PartialReceiverState::Opening;
+                Ok(Some(PartialReceiverAction::Open(open)))
             }
-            (ReceiverState::Appending { fresh: true, .. }, Partial::Rewrite) => {
-                self.state = ReceiverState::Appending {
+            (PartialReceiverState::Appending { fresh: true, .. }, Partial::Rewrite) => {
+                self.state = PartialReceiverState::Appending {
                     next_offset: 0,
                     fresh: false,
                 };
-                Ok(Some(ReceiverAction::Rewrite))
+                Ok(Some(PartialReceiverAction::Rewrite))
             }
-            (ReceiverState::Appending { next_offset, .. }, Partial::Append(append)) => {
+            (PartialReceiverState::Appending { next_offset, .. }, Partial::Append(append)) => {
                 self.append(next_offset, append).map(Some)
             }
-            (ReceiverState::Draining, Partial::Open(_) | Partial::Append(_) | Partial::Rewrite) => {
-                Ok(None)
-            }
+            (
+                PartialReceiverState::Draining,
+                Partial::Open(_) | Partial::Append(_) | Partial::Rewrite,
+            ) => Ok(None),
             (state, partial) => Err(unexpected(&state, &Message::Partial(partial))),
         }
     }
 
-    /// The answer to [`ReceiverAction::Begin`].
+    /// The answer to [`PartialReceiverAction::Begin`].
     pub fn begun(
         &mut self,
         begun: Begun,
         size: WalSegmentSize,
-    ) -> Result<Option<ReceiverAction>, Misuse> {
-        if self.state != ReceiverState::Beginning {
+    ) -> Result<Option<PartialReceiverAction>, Misuse> {
+        if self.state != PartialReceiverState::Beginning {
             return self.late("begun");
         }
-        self.state = ReceiverState::Ready;
+        self.state = PartialReceiverState::Ready;
         self.segment_bytes = size.bytes();
         Ok(Some(send(Partial::Begun(begun))))
     }
 
-    /// The answer to [`ReceiverAction::Open`].
-    pub fn opened(&mut self, at: At) -> Result<Option<ReceiverAction>, Misuse> {
-        if self.state != ReceiverState::Opening {
+    /// The answer to [`PartialReceiverAction::Open`].
+    pub fn opened(&mut self, at: At) -> Result<Option<PartialReceiverAction>, Misuse> {
+        if self.state != PartialReceiverState::Opening {
             return self.late("opened");
         }
-        self.state = ReceiverState::Appending {
+        self.state = PartialReceiverState::Appending {
             next_offset: at.held_bytes,
             fresh: true,
         };
@@ -328,30 +340,33 @@ impl Receiver {
 
     /// Records are durable; may cover several appends at once. Behind an error the client waits for
     /// nothing any more.
-    pub fn durable(&self, proof: &impl ProofOfRecords) -> Result<Option<ReceiverAction>, Misuse> {
+    pub fn durable(
+        &self,
+        proof: &impl ProofOfRecords,
+    ) -> Result<Option<PartialReceiverAction>, Misuse> {
         match self.state {
-            ReceiverState::Idle => Err(misuse(&self.state, "durable")),
-            ReceiverState::Draining => Ok(None),
-            _ => Ok(Some(ReceiverAction::Send(acknowledge(proof)))),
+            PartialReceiverState::Idle => Err(misuse(&self.state, "durable")),
+            PartialReceiverState::Draining => Ok(None),
+            _ => Ok(Some(PartialReceiverAction::Send(acknowledge(proof)))),
         }
     }
 
     /// Something the driver was asked to do failed; the error goes to the sender.
-    pub fn failed(&mut self, error: Error) -> ReceiverAction {
+    pub fn failed(&mut self, error: Error) -> PartialReceiverAction {
         self.drain();
-        ReceiverAction::Send(Message::Error(Error {
+        PartialReceiverAction::Send(Message::Error(Error {
             scope: Scope::Channel,
             ..error
         }))
     }
 
     fn drain(&mut self) {
-        self.state = ReceiverState::Draining;
+        self.state = PartialReceiverState::Draining;
         self.drained = true;
     }
 
     /// An answer that is not awaited: to something that was refused since, or to nothing.
-    fn late(&self, called: &'static str) -> Result<Option<ReceiverAction>, Misuse> {
+    fn late(&self, called: &'static str) -> Result<Option<PartialReceiverAction>, Misuse> {
         match self.drained {
             true => Ok(None),
             false => Err(misuse(&self.state, called)),
@@ -362,7 +377,7 @@ impl Receiver {
         &mut self,
         next_offset: u64,
         append: Append,
-    ) -> Result<ReceiverAction, ProtocolError> {
+    ) -> Result<PartialReceiverAction, ProtocolError> {
         if append.offset != next_offset {
             return Err(PeerMisbehaved::Offset {
                 expected: next_offset,
@@ -378,43 +393,45 @@ impl Receiver {
             }
             .into());
         }
-        self.state = ReceiverState::Appending {
+        self.state = PartialReceiverState::Appending {
             next_offset: end,
             fresh: false,
         };
-        Ok(ReceiverAction::Append(append))
+        Ok(PartialReceiverAction::Append(append))
     }
 }
 
-impl Standing for ReceiverState {
+impl Standing for PartialReceiverState {
     fn name(&self) -> &'static str {
         match self {
-            ReceiverState::Idle => "no partial stream was begun",
-            ReceiverState::Beginning => "a partial stream is being begun",
-            ReceiverState::Ready => "no partial segment is open",
-            ReceiverState::Opening => "a partial segment is being opened",
-            ReceiverState::Appending { .. } => "a partial segment is being written",
-            ReceiverState::Draining => "a refused partial stream is being drained",
+            PartialReceiverState::Idle => "no partial stream was begun",
+            PartialReceiverState::Beginning => "a partial stream is being begun",
+            PartialReceiverState::Ready => "no partial segment is open",
+            PartialReceiverState::Opening => "a partial segment is being opened",
+            PartialReceiverState::Appending { .. } => "a partial segment is being written",
+            PartialReceiverState::Draining => "a refused partial stream is being drained",
         }
     }
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ReceiverState::Idle => &[MessageKind::PartialBegin, MessageKind::Error],
-            ReceiverState::Beginning | ReceiverState::Opening => &[MessageKind::Error],
-            ReceiverState::Ready => &[MessageKind::PartialOpen, MessageKind::Error],
-            ReceiverState::Appending { fresh: true, .. } => &[
+            PartialReceiverState::Idle => &[MessageKind::PartialBegin, MessageKind::Error],
+            PartialReceiverState::Beginning | PartialReceiverState::Opening => {
+                &[MessageKind::Error]
+            }
+            PartialReceiverState::Ready => &[MessageKind::PartialOpen, MessageKind::Error],
+            PartialReceiverState::Appending { fresh: true, .. } => &[
                 MessageKind::PartialOpen,
                 MessageKind::PartialRewrite,
                 MessageKind::PartialAppend,
                 MessageKind::Error,
             ],
-            ReceiverState::Appending { .. } => &[
+            PartialReceiverState::Appending { .. } => &[
                 MessageKind::PartialOpen,
                 MessageKind::PartialAppend,
                 MessageKind::Error,
             ],
-            ReceiverState::Draining => &[
+            PartialReceiverState::Draining => &[
                 MessageKind::PartialBegin,
                 MessageKind::PartialOpen,
                 MessageKind::PartialRewrite,
@@ -425,8 +442,8 @@ impl Standing for ReceiverState {
     }
 }
 
-fn send(partial: Partial) -> ReceiverAction {
-    ReceiverAction::Send(Message::Partial(partial))
+fn send(partial: Partial) -> PartialReceiverAction {
+    PartialReceiverAction::Send(Message::Partial(partial))
 }
 
 #[cfg(test)]
@@ -454,46 +471,46 @@ mod tests {
         newest_partial: None,
     };
 
-    fn sender(state: SenderState) -> Sender {
-        Sender {
+    fn sender(state: PartialSenderState) -> PartialSender {
+        PartialSender {
             state,
             in_flight: VecDeque::new(),
             sent: Lsn(0),
         }
     }
 
-    fn receiver(state: ReceiverState) -> Receiver {
-        Receiver {
+    fn receiver(state: PartialReceiverState) -> PartialReceiver {
+        PartialReceiver {
             state,
             segment_bytes: 16 << 20,
             drained: false,
         }
     }
 
-    fn senders() -> [SenderState; 6] {
+    fn senders() -> [PartialSenderState; 6] {
         [
-            SenderState::Beginning,
-            SenderState::Ready,
-            SenderState::Opening { offered_bytes: 1 },
-            SenderState::Comparing(AT),
-            SenderState::Appending { next_offset: 1 },
-            SenderState::Over,
+            PartialSenderState::Beginning,
+            PartialSenderState::Ready,
+            PartialSenderState::Opening { offered_bytes: 1 },
+            PartialSenderState::Comparing(AT),
+            PartialSenderState::Appending { next_offset: 1 },
+            PartialSenderState::Over,
         ]
     }
 
-    fn receivers() -> [ReceiverState; 7] {
-        let [fresh, begun] = [true, false].map(|fresh| ReceiverState::Appending {
+    fn receivers() -> [PartialReceiverState; 7] {
+        let [fresh, begun] = [true, false].map(|fresh| PartialReceiverState::Appending {
             next_offset: 1,
             fresh,
         });
         [
-            ReceiverState::Idle,
-            ReceiverState::Beginning,
-            ReceiverState::Ready,
-            ReceiverState::Opening,
+            PartialReceiverState::Idle,
+            PartialReceiverState::Beginning,
+            PartialReceiverState::Ready,
+            PartialReceiverState::Opening,
             fresh,
             begun,
-            ReceiverState::Draining,
+            PartialReceiverState::Draining,
         ]
     }
 
@@ -537,14 +554,14 @@ mod tests {
 
         let size = WalSegmentSize::new(16 << 20).unwrap();
         let elsewhere = receivers().into_iter();
-        let elsewhere = elsewhere.filter(|state| *state != ReceiverState::Beginning);
+        let elsewhere = elsewhere.filter(|state| *state != PartialReceiverState::Beginning);
         assert_misused("begun", elsewhere, |state| {
             receiver(state).begun(BEGUN, size)
         });
         let elsewhere = receivers().into_iter();
-        let elsewhere = elsewhere.filter(|state| *state != ReceiverState::Opening);
+        let elsewhere = elsewhere.filter(|state| *state != PartialReceiverState::Opening);
         assert_misused("opened", elsewhere, |state| receiver(state).opened(AT));
-        assert_misused("durable", [ReceiverState::Idle], |state| {
+        assert_misused("durable", [PartialReceiverState::Idle], |state| {
             receiver(state).durable(&Everything)
         });
     }
@@ -552,15 +569,15 @@ mod tests {
     #[test]
     fn reports_about_a_stream_that_was_refused_go_nowhere() {
         let refused = Error::channel(crate::message::ErrorCode::Finished, "", "");
-        let mut late = receiver(ReceiverState::Opening);
+        let mut late = receiver(PartialReceiverState::Opening);
         let _ = late.failed(refused);
         assert_eq!(late.opened(AT), Ok(None));
         assert_eq!(late.durable(&Everything), Ok(None));
-        let begin = Begin {
+        let begin = PartialBegin {
             timeline: crate::names::TimelineId::FIRST,
         };
         let asked = late.received(Message::Partial(Partial::Begin(begin)));
-        assert_eq!(asked, Ok(Some(ReceiverAction::Begin(begin))));
+        assert_eq!(asked, Ok(Some(PartialReceiverAction::Begin(begin))));
         assert_eq!(late.opened(AT), Ok(None));
     }
 
@@ -571,16 +588,16 @@ mod tests {
             bytes: 1,
             crc32: 1,
         };
-        let begin = Begin {
+        let begin = PartialBegin {
             timeline: crate::names::TimelineId::FIRST,
         };
         // The sender cannot open without a beginning once it has heard of the refusal.
         let refused = || Error::channel(crate::message::ErrorCode::Finished, "", "");
-        let mut ours = receiver(ReceiverState::Ready);
+        let mut ours = receiver(PartialReceiverState::Ready);
         let _ = ours.failed(refused());
         let opened = ours.received(Message::Partial(Partial::Open(open)));
         assert_eq!(opened, Ok(None));
         let begun = ours.received(Message::Partial(Partial::Begin(begin)));
-        assert_eq!(begun, Ok(Some(ReceiverAction::Begin(begin))));
+        assert_eq!(begun, Ok(Some(PartialReceiverAction::Begin(begin))));
     }
 }

@@ -16,7 +16,7 @@
 //! then the receiver asks for it, and the sender offers again. For a new name the commit carries the checksum of what was
 //! read and sent; the receiver compares it with that of what arrived, and acknowledges it. Two readings that agree had
 //! also shown that the file stayed the same between them; whoever offers none has to see that in another way, before it
-//! says that the source ended, or says that it changed ([`Sender::source_changed`]).
+//! says that the source ended, or says that it changed ([`PushSender::source_changed`]).
 
 use crate::error::{PeerMisbehaved, ProtocolError};
 use crate::message::{
@@ -41,7 +41,7 @@ pub fn acknowledge(proof: &impl ProofOfDurability) -> Message {
 
 /// How an upload ended for its sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum PushOutcome {
     /// Durable on the receiver's disk.
     Stored,
     /// Another file of this name is stored there; this is its digest.
@@ -55,22 +55,22 @@ pub enum Outcome {
 /// What a sender's driver does.
 #[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SenderAction {
+pub enum PushSenderAction {
     /// Send this on the channel.
     Send(Message),
-    /// Take the checksum of the whole source and feed [`Sender::checksum_taken`].
+    /// Take the checksum of the whole source and feed [`PushSender::checksum_taken`].
     TakeChecksum,
-    /// Hash this many bytes from the source's beginning and feed [`Sender::prefix_hashed`].
+    /// Hash this many bytes from the source's beginning and feed [`PushSender::prefix_hashed`].
     HashPrefix(u64),
-    /// Read the source from this offset to its end, send each block, feed [`Sender::block_sent`]
-    /// for each and [`Sender::source_ended`] at the end.
+    /// Read the source from this offset to its end, send each block, feed [`PushSender::block_sent`]
+    /// for each and [`PushSender::source_ended`] at the end.
     SendFrom(u64),
     /// The upload is over.
-    Finish(Outcome),
+    Finish(PushOutcome),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SenderState {
+enum PushSenderState {
     Announced,
     Summing,
     Offered,
@@ -82,21 +82,21 @@ enum SenderState {
 
 /// The master's end of one upload.
 #[derive(Debug, Clone)]
-pub struct Sender {
+pub struct PushSender {
     offer: Offer,
-    state: SenderState,
+    state: PushSenderState,
 }
 
-impl Sender {
+impl PushSender {
     /// Starts an upload by sending its offer.
-    pub fn start(offer: Offer) -> (Self, SenderAction) {
-        let action = SenderAction::Send(Message::Offer(offer));
+    pub fn start(offer: Offer) -> (Self, PushSenderAction) {
+        let action = PushSenderAction::Send(Message::Offer(offer));
         (
-            Sender {
+            PushSender {
                 offer,
                 state: match offer.crc32 {
-                    Some(_) => SenderState::Offered,
-                    None => SenderState::Announced,
+                    Some(_) => PushSenderState::Offered,
+                    None => PushSenderState::Announced,
                 },
             },
             action,
@@ -104,22 +104,22 @@ impl Sender {
     }
 
     /// A message arrived on the upload's channel.
-    pub fn received(&mut self, message: Message) -> Result<SenderAction, ProtocolError> {
+    pub fn received(&mut self, message: Message) -> Result<PushSenderAction, ProtocolError> {
         match (self.state, message) {
-            (SenderState::Done, message) => Err(unexpected(&self.state, &message)),
-            (_, Message::Error(error)) => Ok(self.finish(Outcome::Refused(error))),
-            (SenderState::Announced, Message::ChecksumRequest) => {
-                self.state = SenderState::Summing;
-                Ok(SenderAction::TakeChecksum)
+            (PushSenderState::Done, message) => Err(unexpected(&self.state, &message)),
+            (_, Message::Error(error)) => Ok(self.finish(PushOutcome::Refused(error))),
+            (PushSenderState::Announced, Message::ChecksumRequest) => {
+                self.state = PushSenderState::Summing;
+                Ok(PushSenderAction::TakeChecksum)
             }
-            (SenderState::Offered | SenderState::Committed, Message::Stored(stored)) => {
+            (PushSenderState::Offered | PushSenderState::Committed, Message::Stored(stored)) => {
                 self.same_as_offered(stored.digest())?;
-                Ok(self.finish(Outcome::Stored))
+                Ok(self.finish(PushOutcome::Stored))
             }
-            (SenderState::Offered | SenderState::Committed, Message::Conflict(stored)) => {
-                Ok(self.finish(Outcome::Conflict(stored)))
+            (PushSenderState::Offered | PushSenderState::Committed, Message::Conflict(stored)) => {
+                Ok(self.finish(PushOutcome::Conflict(stored)))
             }
-            (SenderState::Announced | SenderState::Offered, Message::Have(have)) => {
+            (PushSenderState::Announced | PushSenderState::Offered, Message::Have(have)) => {
                 Ok(self.continue_from(have))
             }
             (state, message) => Err(unexpected(&state, &message)),
@@ -131,19 +131,19 @@ impl Sender {
         self.offer.crc32
     }
 
-    /// The answer to [`SenderAction::TakeChecksum`].
-    pub fn checksum_taken(&mut self, crc32: u32) -> Result<SenderAction, Misuse> {
-        let SenderState::Summing = self.state else {
+    /// The answer to [`PushSenderAction::TakeChecksum`].
+    pub fn checksum_taken(&mut self, crc32: u32) -> Result<PushSenderAction, Misuse> {
+        let PushSenderState::Summing = self.state else {
             return Err(misuse(&self.state, "checksum_taken"));
         };
         self.offer.crc32 = Some(crc32);
-        self.state = SenderState::Offered;
-        Ok(SenderAction::Send(Message::Offer(self.offer)))
+        self.state = PushSenderState::Offered;
+        Ok(PushSenderAction::Send(Message::Offer(self.offer)))
     }
 
-    /// The answer to [`SenderAction::HashPrefix`].
-    pub fn prefix_hashed(&mut self, crc32: u32) -> Result<SenderAction, Misuse> {
-        let SenderState::Hashing(have) = self.state else {
+    /// The answer to [`PushSenderAction::HashPrefix`].
+    pub fn prefix_hashed(&mut self, crc32: u32) -> Result<PushSenderAction, Misuse> {
+        let PushSenderState::Hashing(have) = self.state else {
             return Err(misuse(&self.state, "prefix_hashed"));
         };
         // Another prefix than ours is of no use: begin anew, and the receiver replaces it.
@@ -157,7 +157,7 @@ impl Sender {
 
     /// A block of this many raw bytes went out.
     pub fn block_sent(&mut self, raw_bytes: u32) -> Result<(), Misuse> {
-        let SenderState::Sending { next_offset } = &mut self.state else {
+        let PushSenderState::Sending { next_offset } = &mut self.state else {
             return Err(misuse(&self.state, "block_sent"));
         };
         *next_offset = next_offset.saturating_add(u64::from(raw_bytes));
@@ -165,8 +165,8 @@ impl Sender {
     }
 
     /// The source ended; `crc32` is that of the whole source as it was read this time.
-    pub fn source_ended(&mut self, crc32: u32) -> Result<SenderAction, Misuse> {
-        let SenderState::Sending { next_offset } = self.state else {
+    pub fn source_ended(&mut self, crc32: u32) -> Result<PushSenderAction, Misuse> {
+        let PushSenderState::Sending { next_offset } = self.state else {
             return Err(misuse(&self.state, "source_ended"));
         };
         let found = Digest {
@@ -175,33 +175,33 @@ impl Sender {
         };
         let offered = self.offer.crc32.get_or_insert(crc32);
         if (found.size, found.crc32) != (self.offer.size, *offered) {
-            return Ok(self.finish(Outcome::SourceChanged));
+            return Ok(self.finish(PushOutcome::SourceChanged));
         }
-        self.state = SenderState::Committed;
-        Ok(SenderAction::Send(Message::Commit(found)))
+        self.state = PushSenderState::Committed;
+        Ok(PushSenderAction::Send(Message::Commit(found)))
     }
 
     /// The source is another one than when it was offered: nothing is committed.
-    pub fn source_changed(&mut self) -> Result<SenderAction, Misuse> {
-        let SenderState::Sending { .. } = self.state else {
+    pub fn source_changed(&mut self) -> Result<PushSenderAction, Misuse> {
+        let PushSenderState::Sending { .. } = self.state else {
             return Err(misuse(&self.state, "source_changed"));
         };
-        Ok(self.finish(Outcome::SourceChanged))
+        Ok(self.finish(PushOutcome::SourceChanged))
     }
 
-    fn continue_from(&mut self, have: Have) -> SenderAction {
+    fn continue_from(&mut self, have: Have) -> PushSenderAction {
         if have.prefix_bytes == 0 || have.prefix_bytes > self.offer.size {
             return self.send_from(0);
         }
-        self.state = SenderState::Hashing(have);
-        SenderAction::HashPrefix(have.prefix_bytes)
+        self.state = PushSenderState::Hashing(have);
+        PushSenderAction::HashPrefix(have.prefix_bytes)
     }
 
-    fn send_from(&mut self, offset: u64) -> SenderAction {
-        self.state = SenderState::Sending {
+    fn send_from(&mut self, offset: u64) -> PushSenderAction {
+        self.state = PushSenderState::Sending {
             next_offset: offset,
         };
-        SenderAction::SendFrom(offset)
+        PushSenderAction::SendFrom(offset)
     }
 
     fn same_as_offered(&self, found: Digest) -> Result<(), PeerMisbehaved> {
@@ -214,54 +214,54 @@ impl Sender {
             })
     }
 
-    fn finish(&mut self, outcome: Outcome) -> SenderAction {
-        self.state = SenderState::Done;
-        SenderAction::Finish(outcome)
+    fn finish(&mut self, outcome: PushOutcome) -> PushSenderAction {
+        self.state = PushSenderState::Done;
+        PushSenderAction::Finish(outcome)
     }
 }
 
-impl Standing for SenderState {
+impl Standing for PushSenderState {
     fn name(&self) -> &'static str {
         match self {
-            SenderState::Announced => "waiting for the answer to an offer without a checksum",
-            SenderState::Offered => "waiting for the answer to an offer",
-            SenderState::Summing => "taking the checksum of a file",
-            SenderState::Hashing(_) => "comparing what the receiver already holds",
-            SenderState::Sending { .. } => "sending a file",
-            SenderState::Committed => "waiting for the acknowledgement of a file",
-            SenderState::Done => "the upload is over",
+            PushSenderState::Announced => "waiting for the answer to an offer without a checksum",
+            PushSenderState::Offered => "waiting for the answer to an offer",
+            PushSenderState::Summing => "taking the checksum of a file",
+            PushSenderState::Hashing(_) => "comparing what the receiver already holds",
+            PushSenderState::Sending { .. } => "sending a file",
+            PushSenderState::Committed => "waiting for the acknowledgement of a file",
+            PushSenderState::Done => "the upload is over",
         }
     }
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            SenderState::Announced => &[
+            PushSenderState::Announced => &[
                 MessageKind::ChecksumRequest,
                 MessageKind::Have,
                 MessageKind::Error,
             ],
-            SenderState::Offered => &[
+            PushSenderState::Offered => &[
                 MessageKind::Have,
                 MessageKind::Stored,
                 MessageKind::Conflict,
                 MessageKind::Error,
             ],
-            SenderState::Summing | SenderState::Hashing(_) | SenderState::Sending { .. } => {
-                &[MessageKind::Error]
-            }
-            SenderState::Committed => &[
+            PushSenderState::Summing
+            | PushSenderState::Hashing(_)
+            | PushSenderState::Sending { .. } => &[MessageKind::Error],
+            PushSenderState::Committed => &[
                 MessageKind::Stored,
                 MessageKind::Conflict,
                 MessageKind::Error,
             ],
-            SenderState::Done => &[],
+            PushSenderState::Done => &[],
         }
     }
 }
 
 /// What the archive holds under an offered name.
 #[derive(Debug)]
-pub enum Held<P> {
+pub enum PushHeld<P> {
     /// The same file, durable.
     Same(P),
     /// Another file.
@@ -274,7 +274,7 @@ pub enum Held<P> {
 
 /// How sealing a file ended.
 #[derive(Debug)]
-pub enum Sealed<P> {
+pub enum PushSealed<P> {
     /// It is durable.
     Durable(P),
     /// Another file took the name first.
@@ -284,8 +284,8 @@ pub enum Sealed<P> {
 /// What a receiver's driver does.
 #[must_use = "a session goes on only when its driver does what it says"]
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReceiverAction {
-    /// Look the offer up in the archive and feed [`Receiver::looked_up`].
+pub enum PushReceiverAction {
+    /// Look the offer up in the archive and feed [`PushReceiver::looked_up`].
     LookUp(Offer),
     /// Send this on the channel.
     Send(Message),
@@ -293,14 +293,14 @@ pub enum ReceiverAction {
     Begin(Offer, Message),
     /// Unpack and write this block.
     Write(Data),
-    /// Check, make durable, and feed [`Receiver::sealed`].
+    /// Check, make durable, and feed [`PushReceiver::sealed`].
     Seal(Digest),
     /// Throw away what was written of the file.
     Discard,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReceiverState {
+enum PushReceiverState {
     Idle,
     Looking(Offer),
     Receiving {
@@ -316,34 +316,40 @@ enum ReceiverState {
 
 /// The receiver's end of one channel; uploads follow one another on it.
 #[derive(Debug)]
-pub struct Receiver {
-    state: ReceiverState,
+pub struct PushReceiver {
+    state: PushReceiverState,
 }
 
-impl Default for Receiver {
+impl Default for PushReceiver {
     fn default() -> Self {
-        Receiver {
-            state: ReceiverState::Idle,
+        PushReceiver {
+            state: PushReceiverState::Idle,
         }
     }
 }
 
-impl Receiver {
+impl PushReceiver {
     /// Whether an upload is under way.
     pub fn is_idle(&self) -> bool {
-        matches!(self.state, ReceiverState::Idle | ReceiverState::Draining)
+        matches!(
+            self.state,
+            PushReceiverState::Idle | PushReceiverState::Draining
+        )
     }
 
     /// A message arrived on the channel.
-    pub fn received(&mut self, message: Message) -> Result<Option<ReceiverAction>, ProtocolError> {
+    pub fn received(
+        &mut self,
+        message: Message,
+    ) -> Result<Option<PushReceiverAction>, ProtocolError> {
         match (self.state, message) {
-            (ReceiverState::Idle | ReceiverState::Draining, Message::Offer(offer)) => {
-                self.state = ReceiverState::Looking(offer);
-                Ok(Some(ReceiverAction::LookUp(offer)))
+            (PushReceiverState::Idle | PushReceiverState::Draining, Message::Offer(offer)) => {
+                self.state = PushReceiverState::Looking(offer);
+                Ok(Some(PushReceiverAction::LookUp(offer)))
             }
-            (ReceiverState::Receiving { .. }, Message::Data(data)) => self.data(data).map(Some),
+            (PushReceiverState::Receiving { .. }, Message::Data(data)) => self.data(data).map(Some),
             (
-                ReceiverState::Receiving {
+                PushReceiverState::Receiving {
                     offer,
                     held_bytes,
                     next_offset,
@@ -357,74 +363,74 @@ impl Receiver {
                     let found = (end, digest.crc32);
                     return Err(PeerMisbehaved::OtherFile { offered, found }.into());
                 }
-                self.state = ReceiverState::Sealing(offer);
-                Ok(Some(ReceiverAction::Seal(digest)))
+                self.state = PushReceiverState::Sealing(offer);
+                Ok(Some(PushReceiverAction::Seal(digest)))
             }
-            (ReceiverState::Draining, Message::Data(_)) => Ok(None),
-            (ReceiverState::Draining, Message::Commit(_)) => {
-                self.state = ReceiverState::Idle;
+            (PushReceiverState::Draining, Message::Data(_)) => Ok(None),
+            (PushReceiverState::Draining, Message::Commit(_)) => {
+                self.state = PushReceiverState::Idle;
                 Ok(None)
             }
-            (ReceiverState::Receiving { .. }, Message::Error(_)) => {
-                self.state = ReceiverState::Idle;
-                Ok(Some(ReceiverAction::Discard))
+            (PushReceiverState::Receiving { .. }, Message::Error(_)) => {
+                self.state = PushReceiverState::Idle;
+                Ok(Some(PushReceiverAction::Discard))
             }
-            (ReceiverState::Draining | ReceiverState::Idle, Message::Error(_)) => {
-                self.state = ReceiverState::Idle;
+            (PushReceiverState::Draining | PushReceiverState::Idle, Message::Error(_)) => {
+                self.state = PushReceiverState::Idle;
                 Ok(None)
             }
             (state, message) => Err(unexpected(&state, &message)),
         }
     }
 
-    /// The answer to [`ReceiverAction::LookUp`].
+    /// The answer to [`PushReceiverAction::LookUp`].
     pub fn looked_up<P: ProofOfDurability>(
         &mut self,
-        held: &Held<P>,
-    ) -> Result<ReceiverAction, Misuse> {
-        let ReceiverState::Looking(offer) = self.state else {
+        held: &PushHeld<P>,
+    ) -> Result<PushReceiverAction, Misuse> {
+        let PushReceiverState::Looking(offer) = self.state else {
             return Err(misuse(&self.state, "looked_up"));
         };
-        self.state = ReceiverState::Idle;
+        self.state = PushReceiverState::Idle;
         Ok(match held {
-            Held::Same(proof) => ReceiverAction::Send(acknowledge(proof)),
-            Held::Other(digest) => ReceiverAction::Send(Message::Conflict(*digest)),
-            Held::Unknown => ReceiverAction::Send(Message::ChecksumRequest),
-            Held::Prefix(have) => {
+            PushHeld::Same(proof) => PushReceiverAction::Send(acknowledge(proof)),
+            PushHeld::Other(digest) => PushReceiverAction::Send(Message::Conflict(*digest)),
+            PushHeld::Unknown => PushReceiverAction::Send(Message::ChecksumRequest),
+            PushHeld::Prefix(have) => {
                 let held_bytes = have.prefix_bytes;
-                self.state = ReceiverState::Receiving {
+                self.state = PushReceiverState::Receiving {
                     offer,
                     held_bytes,
                     next_offset: 0,
                     begun: false,
                 };
-                ReceiverAction::Begin(offer, Message::Have(*have))
+                PushReceiverAction::Begin(offer, Message::Have(*have))
             }
         })
     }
 
-    /// The answer to [`ReceiverAction::Seal`].
+    /// The answer to [`PushReceiverAction::Seal`].
     pub fn sealed<P: ProofOfDurability>(
         &mut self,
-        sealed: &Sealed<P>,
-    ) -> Result<ReceiverAction, Misuse> {
-        let ReceiverState::Sealing(_) = self.state else {
+        sealed: &PushSealed<P>,
+    ) -> Result<PushReceiverAction, Misuse> {
+        let PushReceiverState::Sealing(_) = self.state else {
             return Err(misuse(&self.state, "sealed"));
         };
-        self.state = ReceiverState::Idle;
-        Ok(ReceiverAction::Send(match sealed {
-            Sealed::Durable(proof) => acknowledge(proof),
-            Sealed::Other(digest) => Message::Conflict(*digest),
+        self.state = PushReceiverState::Idle;
+        Ok(PushReceiverAction::Send(match sealed {
+            PushSealed::Durable(proof) => acknowledge(proof),
+            PushSealed::Other(digest) => Message::Conflict(*digest),
         }))
     }
 
     /// Something the driver was asked to do failed; the error goes to the sender.
-    pub fn failed(&mut self, code: ErrorCode, message: String, hint: String) -> ReceiverAction {
+    pub fn failed(&mut self, code: ErrorCode, message: String, hint: String) -> PushReceiverAction {
         self.state = match self.state {
-            ReceiverState::Receiving { .. } => ReceiverState::Draining,
-            _ => ReceiverState::Idle,
+            PushReceiverState::Receiving { .. } => PushReceiverState::Draining,
+            _ => PushReceiverState::Idle,
         };
-        ReceiverAction::Send(Message::Error(Error {
+        PushReceiverAction::Send(Message::Error(Error {
             code,
             scope: Scope::Channel,
             message,
@@ -432,15 +438,15 @@ impl Receiver {
         }))
     }
 
-    fn data(&mut self, data: Data) -> Result<ReceiverAction, ProtocolError> {
-        let ReceiverState::Receiving {
+    fn data(&mut self, data: Data) -> Result<PushReceiverAction, ProtocolError> {
+        let PushReceiverState::Receiving {
             offer,
             held_bytes,
             next_offset,
             begun,
         } = &mut self.state
         else {
-            return Ok(ReceiverAction::Discard);
+            return Ok(PushReceiverAction::Discard);
         };
         // The first block continues what is held or begins anew; each later one continues it.
         let restarts = !*begun && data.offset == 0;
@@ -462,33 +468,33 @@ impl Receiver {
         }
         *begun = true;
         *next_offset = end;
-        Ok(ReceiverAction::Write(data))
+        Ok(PushReceiverAction::Write(data))
     }
 }
 
-impl Standing for ReceiverState {
+impl Standing for PushReceiverState {
     fn name(&self) -> &'static str {
         match self {
-            ReceiverState::Idle => "no upload is open on the channel",
-            ReceiverState::Looking(_) => "an offer is being looked up",
-            ReceiverState::Receiving { .. } => "a file is being received",
-            ReceiverState::Sealing(_) => "a file is being made durable",
-            ReceiverState::Draining => "a refused upload is being drained",
+            PushReceiverState::Idle => "no upload is open on the channel",
+            PushReceiverState::Looking(_) => "an offer is being looked up",
+            PushReceiverState::Receiving { .. } => "a file is being received",
+            PushReceiverState::Sealing(_) => "a file is being made durable",
+            PushReceiverState::Draining => "a refused upload is being drained",
         }
     }
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ReceiverState::Idle => &[
+            PushReceiverState::Idle => &[
                 MessageKind::Offer,
                 MessageKind::Announcement,
                 MessageKind::Error,
             ],
-            ReceiverState::Looking(_) | ReceiverState::Sealing(_) => &[],
-            ReceiverState::Receiving { .. } => {
+            PushReceiverState::Looking(_) | PushReceiverState::Sealing(_) => &[],
+            PushReceiverState::Receiving { .. } => {
                 &[MessageKind::Data, MessageKind::Commit, MessageKind::Error]
             }
-            ReceiverState::Draining => &[
+            PushReceiverState::Draining => &[
                 MessageKind::Offer,
                 MessageKind::Announcement,
                 MessageKind::Data,
@@ -528,40 +534,40 @@ mod tests {
         }
     }
 
-    fn senders() -> [SenderState; 7] {
+    fn senders() -> [PushSenderState; 7] {
         let have = Have {
             prefix_bytes: 1,
             prefix_crc32: 1,
         };
         [
-            SenderState::Announced,
-            SenderState::Summing,
-            SenderState::Offered,
-            SenderState::Hashing(have),
-            SenderState::Sending { next_offset: 1 },
-            SenderState::Committed,
-            SenderState::Done,
+            PushSenderState::Announced,
+            PushSenderState::Summing,
+            PushSenderState::Offered,
+            PushSenderState::Hashing(have),
+            PushSenderState::Sending { next_offset: 1 },
+            PushSenderState::Committed,
+            PushSenderState::Done,
         ]
     }
 
-    fn receivers() -> [ReceiverState; 5] {
+    fn receivers() -> [PushReceiverState; 5] {
         let offer = offer();
         [
-            ReceiverState::Idle,
-            ReceiverState::Looking(offer),
-            ReceiverState::Receiving {
+            PushReceiverState::Idle,
+            PushReceiverState::Looking(offer),
+            PushReceiverState::Receiving {
                 offer,
                 held_bytes: 1,
                 next_offset: 1,
                 begun: true,
             },
-            ReceiverState::Sealing(offer),
-            ReceiverState::Draining,
+            PushReceiverState::Sealing(offer),
+            PushReceiverState::Draining,
         ]
     }
 
-    fn sender(state: SenderState) -> Sender {
-        Sender {
+    fn sender(state: PushSenderState) -> PushSender {
+        PushSender {
             offer: offer(),
             state,
         }
@@ -573,7 +579,7 @@ mod tests {
             sender(state).received(message).map(|_| ())
         });
         assert_expected(receivers(), |state, message| {
-            Receiver { state }.received(message).map(|_| ())
+            PushReceiver { state }.received(message).map(|_| ())
         });
     }
 
@@ -607,11 +613,11 @@ mod tests {
         let [idle, looking, receiving, sealing, draining] = receivers();
         let elsewhere = [idle, receiving, sealing, draining];
         assert_misused("looked_up", elsewhere, |state| {
-            Receiver { state }.looked_up(&Held::Same(Nothing))
+            PushReceiver { state }.looked_up(&PushHeld::Same(Nothing))
         });
         let elsewhere = [idle, looking, receiving, draining];
         assert_misused("sealed", elsewhere, |state| {
-            Receiver { state }.sealed(&Sealed::Durable(Nothing))
+            PushReceiver { state }.sealed(&PushSealed::Durable(Nothing))
         });
     }
 }

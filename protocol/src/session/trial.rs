@@ -43,7 +43,7 @@ pub enum TrialClientAction {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ClientState {
+enum TrialClientState {
     Asked,
     Sending { sent_bytes: u64 },
     Ended(Digest),
@@ -53,26 +53,26 @@ enum ClientState {
 /// The client's end.
 #[derive(Debug)]
 pub struct TrialClient {
-    state: ClientState,
+    state: TrialClientState,
 }
 
 impl TrialClient {
     /// Begins with the message that asks.
     pub const fn start(begin: TrialBegin) -> (Self, Message) {
-        let state = ClientState::Asked;
+        let state = TrialClientState::Asked;
         (TrialClient { state }, Message::Trial(Trial::Begin(begin)))
     }
 
     /// A message arrived on the channel.
     pub fn received(&mut self, message: Message) -> Result<TrialClientAction, ProtocolError> {
         match (self.state, message) {
-            (ClientState::Over, message) => Err(unexpected(&self.state, &message)),
+            (TrialClientState::Over, message) => Err(unexpected(&self.state, &message)),
             (_, Message::Error(error)) => Ok(self.finish(TrialOutcome::Refused(error))),
-            (ClientState::Asked, Message::Trial(Trial::Begun)) => {
-                self.state = ClientState::Sending { sent_bytes: 0 };
+            (TrialClientState::Asked, Message::Trial(Trial::Begun)) => {
+                self.state = TrialClientState::Sending { sent_bytes: 0 };
                 Ok(TrialClientAction::SendBlocks)
             }
-            (ClientState::Ended(sent), Message::Trial(Trial::Measured(measured))) => {
+            (TrialClientState::Ended(sent), Message::Trial(Trial::Measured(measured))) => {
                 same(sent, measured.digest)?;
                 Ok(self.finish(TrialOutcome::Measured(measured)))
             }
@@ -82,7 +82,7 @@ impl TrialClient {
 
     /// A block of this many raw bytes went out.
     pub fn block_sent(&mut self, raw_bytes: u32) -> Result<(), Misuse> {
-        let ClientState::Sending { sent_bytes } = &mut self.state else {
+        let TrialClientState::Sending { sent_bytes } = &mut self.state else {
             return Err(misuse(&self.state, "block_sent"));
         };
         *sent_bytes = sent_bytes.saturating_add(u64::from(raw_bytes));
@@ -91,19 +91,19 @@ impl TrialClient {
 
     /// That was all of it, and this is its CRC-32.
     pub fn ended(&mut self, crc32: u32) -> Result<Message, Misuse> {
-        let ClientState::Sending { sent_bytes } = self.state else {
+        let TrialClientState::Sending { sent_bytes } = self.state else {
             return Err(misuse(&self.state, "ended"));
         };
         let digest = Digest {
             size: sent_bytes,
             crc32,
         };
-        self.state = ClientState::Ended(digest);
+        self.state = TrialClientState::Ended(digest);
         Ok(Message::Trial(Trial::End(digest)))
     }
 
     fn finish(&mut self, outcome: TrialOutcome) -> TrialClientAction {
-        self.state = ClientState::Over;
+        self.state = TrialClientState::Over;
         TrialClientAction::Finish(outcome)
     }
 }
@@ -118,22 +118,22 @@ fn same(sent: Digest, found: Digest) -> Result<(), PeerMisbehaved> {
     }
 }
 
-impl Standing for ClientState {
+impl Standing for TrialClientState {
     fn name(&self) -> &'static str {
         match self {
-            ClientState::Asked => "waiting for a trial to begin",
-            ClientState::Sending { .. } => "sending the blocks of a trial",
-            ClientState::Ended(_) => "waiting for what a trial measured",
-            ClientState::Over => "the trial is over",
+            TrialClientState::Asked => "waiting for a trial to begin",
+            TrialClientState::Sending { .. } => "sending the blocks of a trial",
+            TrialClientState::Ended(_) => "waiting for what a trial measured",
+            TrialClientState::Over => "the trial is over",
         }
     }
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ClientState::Asked => &[MessageKind::TrialBegun, MessageKind::Error],
-            ClientState::Sending { .. } => &[MessageKind::Error],
-            ClientState::Ended(_) => &[MessageKind::TrialMeasured, MessageKind::Error],
-            ClientState::Over => &[],
+            TrialClientState::Asked => &[MessageKind::TrialBegun, MessageKind::Error],
+            TrialClientState::Sending { .. } => &[MessageKind::Error],
+            TrialClientState::Ended(_) => &[MessageKind::TrialMeasured, MessageKind::Error],
+            TrialClientState::Over => &[],
         }
     }
 }
@@ -155,7 +155,7 @@ pub enum TrialReceiverAction {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReceiverState {
+enum TrialReceiverState {
     Idle,
     Admitting(TrialBegin),
     Taking {
@@ -170,13 +170,13 @@ enum ReceiverState {
 /// The receiver's end; trials follow one another on it.
 #[derive(Debug)]
 pub struct TrialReceiver {
-    state: ReceiverState,
+    state: TrialReceiverState,
 }
 
 impl Default for TrialReceiver {
     fn default() -> Self {
         TrialReceiver {
-            state: ReceiverState::Idle,
+            state: TrialReceiverState::Idle,
         }
     }
 }
@@ -184,7 +184,10 @@ impl Default for TrialReceiver {
 impl TrialReceiver {
     /// Whether no trial is under way.
     pub const fn is_idle(&self) -> bool {
-        matches!(self.state, ReceiverState::Idle | ReceiverState::Draining)
+        matches!(
+            self.state,
+            TrialReceiverState::Idle | TrialReceiverState::Draining
+        )
     }
 
     /// A message arrived on the channel.
@@ -194,13 +197,13 @@ impl TrialReceiver {
     ) -> Result<Option<TrialReceiverAction>, ProtocolError> {
         match (self.state, message) {
             (
-                ReceiverState::Idle | ReceiverState::Draining,
+                TrialReceiverState::Idle | TrialReceiverState::Draining,
                 Message::Trial(Trial::Begin(begin)),
             ) => {
-                self.state = ReceiverState::Admitting(begin);
+                self.state = TrialReceiverState::Admitting(begin);
                 Ok(Some(TrialReceiverAction::Begin(begin)))
             }
-            (ReceiverState::Taking { size, next_offset }, Message::Data(data)) => {
+            (TrialReceiverState::Taking { size, next_offset }, Message::Data(data)) => {
                 let end = data.offset.saturating_add(u64::from(data.raw_bytes));
                 if data.offset != next_offset {
                     let (expected, found) = (next_offset, data.offset);
@@ -210,25 +213,28 @@ impl TrialReceiver {
                     return Err(PeerMisbehaved::BeyondOffer { size, end }.into());
                 }
                 let next_offset = end;
-                self.state = ReceiverState::Taking { size, next_offset };
+                self.state = TrialReceiverState::Taking { size, next_offset };
                 Ok(Some(TrialReceiverAction::Take(data)))
             }
-            (ReceiverState::Taking { size, next_offset }, Message::Trial(Trial::End(sent))) => {
+            (
+                TrialReceiverState::Taking { size, next_offset },
+                Message::Trial(Trial::End(sent)),
+            ) => {
                 if (sent.size, next_offset) != (size, size) {
                     let (offered, found) = ((size, sent.crc32), (next_offset, sent.crc32));
                     return Err(PeerMisbehaved::OtherFile { offered, found }.into());
                 }
-                self.state = ReceiverState::Measuring;
+                self.state = TrialReceiverState::Measuring;
                 Ok(Some(TrialReceiverAction::Measure))
             }
-            (ReceiverState::Draining, Message::Data(_)) => Ok(None),
-            (ReceiverState::Draining, Message::Trial(Trial::End(_)))
-            | (ReceiverState::Draining | ReceiverState::Idle, Message::Error(_)) => {
-                self.state = ReceiverState::Idle;
+            (TrialReceiverState::Draining, Message::Data(_)) => Ok(None),
+            (TrialReceiverState::Draining, Message::Trial(Trial::End(_)))
+            | (TrialReceiverState::Draining | TrialReceiverState::Idle, Message::Error(_)) => {
+                self.state = TrialReceiverState::Idle;
                 Ok(None)
             }
-            (ReceiverState::Taking { .. }, Message::Error(_)) => {
-                self.state = ReceiverState::Idle;
+            (TrialReceiverState::Taking { .. }, Message::Error(_)) => {
+                self.state = TrialReceiverState::Idle;
                 Ok(Some(TrialReceiverAction::Stop))
             }
             (state, message) => Err(unexpected(&state, &message)),
@@ -237,10 +243,10 @@ impl TrialReceiver {
 
     /// There is room.
     pub fn begun(&mut self) -> Result<TrialReceiverAction, Misuse> {
-        let ReceiverState::Admitting(begin) = self.state else {
+        let TrialReceiverState::Admitting(begin) = self.state else {
             return Err(misuse(&self.state, "begun"));
         };
-        self.state = ReceiverState::Taking {
+        self.state = TrialReceiverState::Taking {
             size: begin.size,
             next_offset: 0,
         };
@@ -249,10 +255,10 @@ impl TrialReceiver {
 
     /// The answer to [`TrialReceiverAction::Measure`].
     pub fn measured(&mut self, measured: Measured) -> Result<TrialReceiverAction, Misuse> {
-        let ReceiverState::Measuring = self.state else {
+        let TrialReceiverState::Measuring = self.state else {
             return Err(misuse(&self.state, "measured"));
         };
-        self.state = ReceiverState::Idle;
+        self.state = TrialReceiverState::Idle;
         let measured = Message::Trial(Trial::Measured(measured));
         Ok(TrialReceiverAction::Send(measured))
     }
@@ -260,32 +266,32 @@ impl TrialReceiver {
     /// Something the driver was asked to do failed; the error goes to the client.
     pub fn failed(&mut self, error: Error) -> TrialReceiverAction {
         self.state = match self.state {
-            ReceiverState::Taking { .. } => ReceiverState::Draining,
-            _ => ReceiverState::Idle,
+            TrialReceiverState::Taking { .. } => TrialReceiverState::Draining,
+            _ => TrialReceiverState::Idle,
         };
         TrialReceiverAction::Send(Message::Error(error))
     }
 }
 
-impl Standing for ReceiverState {
+impl Standing for TrialReceiverState {
     fn name(&self) -> &'static str {
         match self {
-            ReceiverState::Idle => "no trial is under way on the channel",
-            ReceiverState::Admitting(_) => "a trial is being admitted",
-            ReceiverState::Taking { .. } => "the blocks of a trial are taken",
-            ReceiverState::Measuring => "a trial is being measured",
-            ReceiverState::Draining => "a refused trial is being drained",
+            TrialReceiverState::Idle => "no trial is under way on the channel",
+            TrialReceiverState::Admitting(_) => "a trial is being admitted",
+            TrialReceiverState::Taking { .. } => "the blocks of a trial are taken",
+            TrialReceiverState::Measuring => "a trial is being measured",
+            TrialReceiverState::Draining => "a refused trial is being drained",
         }
     }
 
     fn expects(&self) -> &'static [MessageKind] {
         match self {
-            ReceiverState::Idle => &[MessageKind::TrialBegin, MessageKind::Error],
-            ReceiverState::Admitting(_) | ReceiverState::Measuring => &[],
-            ReceiverState::Taking { .. } => {
+            TrialReceiverState::Idle => &[MessageKind::TrialBegin, MessageKind::Error],
+            TrialReceiverState::Admitting(_) | TrialReceiverState::Measuring => &[],
+            TrialReceiverState::Taking { .. } => {
                 &[MessageKind::Data, MessageKind::TrialEnd, MessageKind::Error]
             }
-            ReceiverState::Draining => &[
+            TrialReceiverState::Draining => &[
                 MessageKind::TrialBegin,
                 MessageKind::Data,
                 MessageKind::TrialEnd,
@@ -306,25 +312,25 @@ mod tests {
     };
     const DIGEST: Digest = Digest { size: 10, crc32: 7 };
 
-    fn clients() -> [ClientState; 4] {
+    fn clients() -> [TrialClientState; 4] {
         [
-            ClientState::Asked,
-            ClientState::Sending { sent_bytes: 1 },
-            ClientState::Ended(DIGEST),
-            ClientState::Over,
+            TrialClientState::Asked,
+            TrialClientState::Sending { sent_bytes: 1 },
+            TrialClientState::Ended(DIGEST),
+            TrialClientState::Over,
         ]
     }
 
-    fn receivers() -> [ReceiverState; 5] {
+    fn receivers() -> [TrialReceiverState; 5] {
         [
-            ReceiverState::Idle,
-            ReceiverState::Admitting(BEGIN),
-            ReceiverState::Taking {
+            TrialReceiverState::Idle,
+            TrialReceiverState::Admitting(BEGIN),
+            TrialReceiverState::Taking {
                 size: 10,
                 next_offset: 1,
             },
-            ReceiverState::Measuring,
-            ReceiverState::Draining,
+            TrialReceiverState::Measuring,
+            TrialReceiverState::Draining,
         ]
     }
 
@@ -368,7 +374,7 @@ mod tests {
     #[test]
     fn figures_of_other_bytes_are_not_believed() {
         let mut client = TrialClient {
-            state: ClientState::Ended(DIGEST),
+            state: TrialClientState::Ended(DIGEST),
         };
         let other = Digest { crc32: 8, ..DIGEST };
         let told = Message::Trial(Trial::Measured(measured(other)));
@@ -386,7 +392,7 @@ mod tests {
             })
         };
         let taking = || TrialReceiver {
-            state: ReceiverState::Taking {
+            state: TrialReceiverState::Taking {
                 size: 10,
                 next_offset: 4,
             },

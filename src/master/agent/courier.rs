@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 use walmgr_protocol::message::{ClusterIdentity, Message};
 use walmgr_protocol::names::TimelineId;
-use walmgr_protocol::session::push::Outcome;
+use walmgr_protocol::session::push::PushOutcome;
 
 use super::shared::AgentShared;
 use crate::error::{CommandError, Result};
@@ -64,14 +64,14 @@ impl Courier {
         let mut pushed = source.push_over(config, &mut connection, crc32).await;
         let is_final = matches!(
             pushed.as_ref().map(|pushed| &pushed.outcome),
-            Ok(Outcome::Stored | Outcome::Conflict(_) | Outcome::SourceChanged)
+            Ok(PushOutcome::Stored | PushOutcome::Conflict(_) | PushOutcome::SourceChanged)
         );
         if is_kept && !is_final {
             connection = source.connect(config).await?;
             pushed = source.push_over(config, &mut connection, crc32).await;
         }
         let Pushed { outcome, crc32 } = pushed?;
-        if matches!(outcome, Outcome::Stored | Outcome::Conflict(_)) {
+        if matches!(outcome, PushOutcome::Stored | PushOutcome::Conflict(_)) {
             self.kept = Some(KeptConnection {
                 connection,
                 of: (source.facts.cluster, source.facts.timeline),

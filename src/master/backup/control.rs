@@ -1,6 +1,6 @@
 //! The control connection of a backup: it takes the lease, keeps it, and has the set sealed.
 //! Never gives a backup up because a connection broke: it comes back until the lease has run out.
-//! Invariant: `Sealed` is returned only when the receiver said so.
+//! Invariant: `BackupSealed` is returned only when the receiver said so.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::time::timeout;
 use walmgr_protocol::compress::Packer;
-use walmgr_protocol::message::backup::{Begin, Finish, Granted, PartName, Sealed, Token};
+use walmgr_protocol::message::backup::{
+    BackupBegin, BackupSealed, Finish, Granted, PartName, Token,
+};
 use walmgr_protocol::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest};
 use walmgr_protocol::message::{Error, ErrorCode, Message, MessageKind, Scope};
 use walmgr_protocol::session::Misuse;
@@ -144,7 +146,10 @@ pub(crate) struct BackupControl<'a> {
 
 impl<'a> BackupControl<'a> {
     /// Asks for the right; it is refused while somebody else has it.
-    pub(crate) async fn begin(way: &'a ReceiverLink, begin: Begin) -> Result<BackupControl<'a>> {
+    pub(crate) async fn begin(
+        way: &'a ReceiverLink,
+        begin: BackupBegin,
+    ) -> Result<BackupControl<'a>> {
         let mut wire = way.connect().await.map_err(LinkError::into_error)?;
         let (mut session, message) = Session::begin(begin);
         wire.send(CHANNEL, &message).await?;
@@ -270,7 +275,7 @@ impl<'a> BackupControl<'a> {
         &mut self,
         parts: &[(PartName, Bytes)],
         finish: Finish,
-    ) -> Result<Sealed> {
+    ) -> Result<BackupSealed> {
         loop {
             match self.try_finish(parts, finish).await {
                 Ok(sealed) => return Ok(sealed),
@@ -301,7 +306,7 @@ impl<'a> BackupControl<'a> {
         &mut self,
         parts: &[(PartName, Bytes)],
         finish: Finish,
-    ) -> Result<Sealed, LinkError> {
+    ) -> Result<BackupSealed, LinkError> {
         let wire = match &mut self.wire {
             Some(wire) => wire,
             None => return Err(WireFault::Closed.into()),
@@ -332,7 +337,7 @@ impl<'a> BackupControl<'a> {
     }
 
     /// Comes back within the lease; `Some` when the set was sealed meanwhile.
-    async fn reconnect(&mut self) -> Result<Option<Sealed>> {
+    async fn reconnect(&mut self) -> Result<Option<BackupSealed>> {
         let lease = Duration::from_secs(u64::from(self.granted.lease_s));
         loop {
             match self.try_resume().await {
@@ -347,7 +352,7 @@ impl<'a> BackupControl<'a> {
         }
     }
 
-    async fn try_resume(&mut self) -> Result<Option<Sealed>, LinkError> {
+    async fn try_resume(&mut self) -> Result<Option<BackupSealed>, LinkError> {
         let mut wire = self.way.connect().await?;
         let (mut session, message) = Session::resume(self.granted.token);
         wire.send(CHANNEL, &message).await?;

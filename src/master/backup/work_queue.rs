@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use walmgr_protocol::message::backup::{FileDigest, FileDone, Held};
+use walmgr_protocol::message::backup::{BackupHeld, FileDigest, FileDone};
 use walmgr_protocol::names::{Lsn, RelativePath};
 
 use crate::error::{CommandError, Result};
@@ -260,9 +260,9 @@ impl OnItsWay {
         &self,
         load: &WorkQueue,
         path: &RelativePath,
-        held: Held,
+        held: BackupHeld,
     ) -> Result<Option<Resend>> {
-        if let Held::All(digest) = held
+        if let BackupHeld::All(digest) = held
             && self.is_complete(path)
         {
             let path = path.clone();
@@ -273,12 +273,12 @@ impl OnItsWay {
         let Some(sent) = on_its_way.get_mut(path) else {
             return Ok(None);
         };
-        if held == Held::Directory {
+        if held == BackupHeld::Directory {
             on_its_way.remove(path);
             return Ok(None);
         }
         let item = Arc::clone(&sent.item);
-        if let Held::Beginning { bytes, crc32c, len } = held
+        if let BackupHeld::Beginning { bytes, crc32c, len } = held
             && len == sent.len
             && sent.checkpoints.contains(&(bytes, crc32c))
         {
@@ -371,13 +371,15 @@ mod tests {
             asked.sort();
             assert_eq!(asked, [path("a"), path("b"), path("c")]);
             for path in &asked {
-                let again = on_its_way.settle(&load, path, Held::Nothing).unwrap();
+                let again = on_its_way.settle(&load, path, BackupHeld::Nothing).unwrap();
                 assert_eq!(again.unwrap().item.target, *path);
             }
         }
         let digest = FileDigest { len: 1, crc32c: 7 };
         // One comes, one is gone by now, and the directory is there.
-        let again = on_its_way.settle(&load, &path("a"), Held::Nothing).unwrap();
+        let again = on_its_way
+            .settle(&load, &path("a"), BackupHeld::Nothing)
+            .unwrap();
         let item = again.unwrap().item;
         on_its_way.begin(&item, 1, 0);
         on_its_way.complete(&item, 7);
@@ -388,10 +390,12 @@ mod tests {
         };
         on_its_way.done(&load, &done).unwrap();
         assert!(load.all_is_settled().is_err());
-        let again = on_its_way.settle(&load, &path("b"), Held::Nothing).unwrap();
+        let again = on_its_way
+            .settle(&load, &path("b"), BackupHeld::Nothing)
+            .unwrap();
         on_its_way.vanished(&load, &again.unwrap().item);
         let again = on_its_way
-            .settle(&load, &path("c"), Held::Directory)
+            .settle(&load, &path("c"), BackupHeld::Directory)
             .unwrap();
         assert!(again.is_none());
         on_its_way.ended().unwrap();

@@ -12,7 +12,7 @@ use walmgr_protocol::limits::{WANTED_DIGESTS_MAX, WANTED_FILES_MAX};
 use walmgr_protocol::message::fetch::{GetPages, GetSet, WantedPages};
 use walmgr_protocol::names::RelativePath;
 use walmgr_protocol::patch::PAGE_BYTES;
-use walmgr_protocol::session::fetch::Request;
+use walmgr_protocol::session::fetch::FetchRequest;
 
 use super::kept::PageKeeper;
 use super::stream::Continued;
@@ -214,7 +214,7 @@ fn note_written(
 }
 
 impl Continued for PageSink {
-    fn request(&mut self, of: GetSet) -> Request {
+    fn request(&mut self, of: GetSet) -> FetchRequest {
         self.tar = TarReader::default();
         self.open = None;
         let (mut files, mut left) = (Vec::new(), usize::from(WANTED_DIGESTS_MAX));
@@ -232,7 +232,7 @@ impl Continued for PageSink {
             }
         }
         self.asked = files.len();
-        Request::Pages(GetPages {
+        FetchRequest::Pages(GetPages {
             start: of.start,
             timestamp: of.timestamp,
             compression: of.compression,
@@ -301,7 +301,7 @@ mod tests {
             offset: 0,
             compression: 0,
         };
-        let Request::Pages(pages) = sink.request(set) else {
+        let FetchRequest::Pages(pages) = sink.request(set) else {
             panic!("pages are asked for");
         };
         let said = |it: WantedPages| (it.path.to_string(), it.offset, it.len, it.digests.len());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use walmgr_protocol::message::ErrorCode;
 use walmgr_protocol::message::fetch::{GetSet, SetDescription};
-use walmgr_protocol::session::fetch::{Outcome, Request};
+use walmgr_protocol::session::fetch::{FetchOutcome, FetchRequest};
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, Kind, Result};
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A sink that lives through as many connections as it needs.
 pub(super) trait Continued: Sink {
     /// Asks for what is missing of this set.
-    fn request(&mut self, of: GetSet) -> Request;
+    fn request(&mut self, of: GetSet) -> FetchRequest;
 
     /// How much it has taken.
     fn taken_bytes(&self) -> u64;
@@ -122,22 +122,22 @@ impl RemoteSet<'_> {
     fn judge(
         &self,
         fetching: &Fetching<'_>,
-        outcome: Result<Outcome>,
+        outcome: Result<FetchOutcome>,
     ) -> Result<Option<CommandError>> {
         let name = &self.described.name;
         match outcome {
-            Ok(Outcome::Whole) => Ok(None),
+            Ok(FetchOutcome::Whole) => Ok(None),
             Err(error) if error.kind() == Kind::Retry => Ok(Some(error)),
             Err(error) => Err(error),
-            Ok(Outcome::NotFound(_)) => Err(CommandError::retry(format!(
+            Ok(FetchOutcome::NotFound(_)) => Err(CommandError::retry(format!(
                 "{name} is gone from {}: it was removed meanwhile",
                 self.config.slave
             ))
             .hint("`listbackups` lists the sets")),
-            Ok(Outcome::Differs { .. }) => Err(CommandError::retry(format!(
+            Ok(FetchOutcome::Differs { .. }) => Err(CommandError::retry(format!(
                 "{name} was changed on the way"
             ))),
-            Ok(Outcome::Refused(error)) => {
+            Ok(FetchOutcome::Refused(error)) => {
                 let is_passing = matches!(
                     error.code,
                     ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::TimedOut

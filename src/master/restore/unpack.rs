@@ -9,7 +9,7 @@ use std::sync::Arc;
 use walmgr_protocol::limits::{MANIFEST_BYTES_MAX, SET_ENTRIES_MAX};
 use walmgr_protocol::message::fetch::{GetSet, SetDescription};
 use walmgr_protocol::names::RelativePath;
-use walmgr_protocol::session::fetch::Request;
+use walmgr_protocol::session::fetch::FetchRequest;
 
 use super::place::{MARK, RestorePlace};
 use super::stream::Continued;
@@ -205,14 +205,14 @@ impl Unpack {
 }
 
 impl Continued for Unpack {
-    fn request(&mut self, of: GetSet) -> Request {
+    fn request(&mut self, of: GetSet) -> FetchRequest {
         let set = GetSet {
             offset: self.tar.position(),
             ..of
         };
         match self.is_outline {
-            true => Request::Outline(set),
-            false => Request::Set(set),
+            true => FetchRequest::Outline(set),
+            false => FetchRequest::Set(set),
         }
     }
 

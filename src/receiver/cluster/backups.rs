@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::message::backup::{Begin, Sealed, Token};
+use walmgr_protocol::message::backup::{BackupBegin, BackupSealed, Token};
 use walmgr_protocol::message::{Error, ErrorCode};
 
 use crate::receiver::cluster::running::{Running, unknown};
@@ -39,7 +39,7 @@ struct NoSets {
 struct BackupsState {
     running: Option<Arc<Running>>,
     /// The last one that was sealed, for a client that did not hear of it.
-    sealed: Option<(Token, SealedSet, Sealed)>,
+    sealed: Option<(Token, SealedSet, BackupSealed)>,
     /// Why none begins any more.
     ended: Option<Error>,
 }
@@ -49,7 +49,7 @@ pub(crate) enum Resumed {
     /// It waits for more.
     Running(Arc<Running>),
     /// It was sealed meanwhile.
-    Sealed(SealedSet, Sealed),
+    Sealed(SealedSet, BackupSealed),
 }
 
 impl RunningBackups {
@@ -101,7 +101,7 @@ impl RunningBackups {
     }
 
     /// Begins a backup; blocks while one of the same origin gives way.
-    pub(crate) fn begin(&self, begin: &Begin) -> Result<Arc<Running>, Error> {
+    pub(crate) fn begin(&self, begin: &BackupBegin) -> Result<Arc<Running>, Error> {
         let sets = self.sets()?;
         self.make_way(begin)?;
         let since = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S %Z");
@@ -143,7 +143,7 @@ impl RunningBackups {
     }
 
     /// Remembers that a backup is sealed, before it counts as over.
-    pub(crate) fn note_sealed(&self, token: Token, set: &SealedSet, facts: &Sealed) {
+    pub(crate) fn note_sealed(&self, token: Token, set: &SealedSet, facts: &BackupSealed) {
         self.state().sealed = Some((token, set.clone(), facts.clone()));
     }
 
@@ -161,7 +161,7 @@ impl RunningBackups {
 
     /// Ends a backup of the same origin, whose process must be dead, and one that has been idle for too
     /// long; any other is in the way.
-    fn make_way(&self, begin: &Begin) -> Result<(), Error> {
+    fn make_way(&self, begin: &BackupBegin) -> Result<(), Error> {
         let Some(running) = self.state().running.clone().filter(|one| !one.is_over()) else {
             return Ok(());
         };
@@ -314,8 +314,8 @@ pub(crate) mod testing {
         RunningBackups::open(&folders, Some(&full_backup), &real(), &workforce)
     }
 
-    pub(crate) fn backup() -> Begin {
-        Begin {
+    pub(crate) fn backup() -> BackupBegin {
+        BackupBegin {
             who: "db1".to_owned(),
             origin: "db1".to_owned(),
             label: String::new(),

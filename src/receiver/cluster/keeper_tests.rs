@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 use walmgr_protocol::message::ErrorCode;
-use walmgr_protocol::message::backup::Begin;
+use walmgr_protocol::message::backup::BackupBegin;
 use walmgr_protocol::message::partial::Open;
 use walmgr_protocol::names::{SegmentName, TimelineId, WalFileName};
 
@@ -136,8 +136,8 @@ impl Drop for KeptCluster {
     }
 }
 
-fn backup() -> Begin {
-    Begin {
+fn backup() -> BackupBegin {
+    BackupBegin {
         who: "db1".to_owned(),
         origin: "db1".to_owned(),
         label: String::new(),

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use walmgr_protocol::limits::BACKUP_STREAMS_MAX;
-use walmgr_protocol::message::backup::{Begin, FileDone, Granted, Held, Sealed, Token};
+use walmgr_protocol::message::backup::{
+    BackupBegin, BackupHeld, BackupSealed, FileDone, Granted, Token,
+};
 use walmgr_protocol::message::parent::{FileNeed, ParentAnswer};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{RelativePath, TimelineId};
@@ -29,7 +31,7 @@ pub(crate) enum BackupReport {
     /// It is part of the backup as long as it keeps this.
     Admitted(Attachment),
     /// The answer to a question what is held.
-    LookedUp(Vec<Held>),
+    LookedUp(Vec<BackupHeld>),
     /// The answer to a question for a set to build on.
     ParentChosen(ParentAnswer),
     /// The answer to a question what is needed.
@@ -39,7 +41,7 @@ pub(crate) enum BackupReport {
     /// The stream was taken to its end.
     StreamTaken,
     /// The set is sealed.
-    Sealed(SealedSet, Sealed),
+    Sealed(SealedSet, BackupSealed),
     /// It failed, or the backup is over; nothing follows.
     Failed(Error),
 }
@@ -132,7 +134,7 @@ impl Running {
     pub(crate) fn new(
         set: IncomingSet,
         holder: String,
-        begin: &Begin,
+        begin: &BackupBegin,
         workforce: Workforce,
     ) -> crate::error::Result<Self> {
         Ok(Running {
@@ -318,7 +320,7 @@ impl Running {
     }
 
     /// What is held of each of these.
-    pub(crate) fn held(&self, paths: &[RelativePath]) -> Result<Vec<Held>, Error> {
+    pub(crate) fn held(&self, paths: &[RelativePath]) -> Result<Vec<BackupHeld>, Error> {
         match &self.inner().set {
             Some(set) => Ok(paths.iter().map(|path| held(set.held(path))).collect()),
             None => Err(unknown()),
@@ -518,15 +520,15 @@ impl WorkerReport for BackupReport {
     }
 }
 
-fn held(held: HeldFile) -> Held {
+fn held(held: HeldFile) -> BackupHeld {
     match held {
-        HeldFile::Absent => Held::Nothing,
-        HeldFile::Partial { held, len } => Held::Beginning {
+        HeldFile::Absent => BackupHeld::Nothing,
+        HeldFile::Partial { held, len } => BackupHeld::Beginning {
             bytes: held.len,
             crc32c: held.crc32c,
             len,
         },
-        HeldFile::Complete(digest) => Held::All(digest),
-        HeldFile::Directory => Held::Directory,
+        HeldFile::Complete(digest) => BackupHeld::All(digest),
+        HeldFile::Directory => BackupHeld::Directory,
     }
 }

@@ -10,12 +10,12 @@ use super::messages;
 use super::run::{Ends, Over, run};
 use crate::fuzzing::backup::sealed;
 use crate::message::Message;
-use crate::message::backup::{Backup, FileDigest, FileDone, Finish, Held, PartName};
+use crate::message::backup::{Backup, BackupHeld, FileDigest, FileDone, Finish, PartName};
 use crate::message::parent::FileNeed;
 use crate::session::Misuse;
 use crate::session::backup::{
-    Control, ControlEvent, ProofOfSeal, Receiver, ReceiverAction, Request, Stream, StreamEvent,
-    acknowledge,
+    BackupReceiver, BackupReceiverAction, BackupRequest, Control, ControlEvent, ProofOfSeal,
+    Stream, StreamEvent, acknowledge,
 };
 
 /// What the fuzzed receiver shows as proof: that it was asked to finish.
@@ -48,7 +48,7 @@ enum Client {
 
 #[derive(Default)]
 struct FuzzedConnection {
-    receiver: Receiver,
+    receiver: BackupReceiver,
     controls: Option<bool>,
     stream_bytes: u64,
     part_bytes: u64,
@@ -65,36 +65,36 @@ impl Ends for FuzzedConnection {
         let Some(action) = self.receiver.received(message)? else {
             return Ok(());
         };
-        if choices.ratio(1, 16)? && !matches!(action, ReceiverAction::Abort(_)) {
+        if choices.ratio(1, 16)? && !matches!(action, BackupReceiverAction::Abort(_)) {
             let failed = self.receiver.failed(messages::error(choices)?);
             self.send(failed);
             assert!(self.receiver.is_idle());
             return Ok(());
         }
         match action {
-            ReceiverAction::Admit(request) => self.admit(&request, choices)?,
-            ReceiverAction::LookUp(paths) => {
+            BackupReceiverAction::Admit(request) => self.admit(&request, choices)?,
+            BackupReceiverAction::LookUp(paths) => {
                 assert_eq!(self.controls, Some(false));
-                let one_more = vec![Held::Nothing; paths.len() + 1];
+                let one_more = vec![BackupHeld::Nothing; paths.len() + 1];
                 assert!(self.receiver.looked_up(one_more).is_err());
                 let held = paths.iter().map(|_| messages::held(choices));
                 let held = held.collect::<Result<Vec<_>, _>>()?;
                 let answer = self.receiver.looked_up(held);
                 self.answer_awaited(answer);
             }
-            ReceiverAction::ChooseParent(_) => {
+            BackupReceiverAction::ChooseParent(_) => {
                 assert_eq!(self.controls, Some(true));
                 let answer = self.receiver.parent_chosen(messages::parent(choices)?);
                 self.answer_awaited(answer);
             }
-            ReceiverAction::Compare(files) => {
+            BackupReceiverAction::Compare(files) => {
                 self.assert_no_part();
                 let one_more = vec![FileNeed::Whole; files.len() + 1];
                 assert!(self.receiver.compared(one_more).is_err());
                 let answer = self.receiver.compared(vec![FileNeed::Whole; files.len()]);
                 self.answer_awaited(answer);
             }
-            ReceiverAction::Write(data) => {
+            BackupReceiverAction::Write(data) => {
                 assert_eq!(self.controls, Some(false));
                 assert_eq!(data.offset, self.stream_bytes, "a hole or an overlap");
                 self.stream_bytes += u64::from(data.raw_bytes);
@@ -103,23 +103,23 @@ impl Ends for FuzzedConnection {
                     self.to_client.push_back(Message::Backup(done));
                 }
             }
-            ReceiverAction::EndStream(bytes) => {
+            BackupReceiverAction::EndStream(bytes) => {
                 assert_eq!((self.controls, bytes), (Some(false), self.stream_bytes));
                 let taken = self.receiver.stream_taken();
                 self.answer_awaited(taken);
                 assert_eq!(self.receiver.stream_taken(), Ok(None));
                 assert!(self.receiver.is_idle());
             }
-            ReceiverAction::BeginPart(part) => {
+            BackupReceiverAction::BeginPart(part) => {
                 self.assert_whole();
                 (self.part_bytes, self.part_size) = (0, part.size);
             }
-            ReceiverAction::WritePart(data) => {
+            BackupReceiverAction::WritePart(data) => {
                 assert_eq!(data.offset, self.part_bytes, "a hole or an overlap");
                 self.part_bytes += u64::from(data.raw_bytes);
                 assert!(self.part_bytes <= self.part_size);
             }
-            ReceiverAction::Finish(finish) => {
+            BackupReceiverAction::Finish(finish) => {
                 self.assert_whole();
                 assert!(self.receiver.is_finishing());
                 let sealed = acknowledge(&AskedTo(finish), sealed());
@@ -127,8 +127,8 @@ impl Ends for FuzzedConnection {
                 self.answer_awaited(answer);
                 assert!(self.receiver.is_idle());
             }
-            ReceiverAction::Abort(_) => assert!(self.receiver.is_idle()),
-            send @ ReceiverAction::Send(_) => self.send(send),
+            BackupReceiverAction::Abort(_) => assert!(self.receiver.is_idle()),
+            send @ BackupReceiverAction::Send(_) => self.send(send),
         }
         Ok(())
     }
@@ -173,15 +173,15 @@ impl Ends for FuzzedConnection {
 }
 
 impl FuzzedConnection {
-    fn send(&mut self, action: ReceiverAction) {
+    fn send(&mut self, action: BackupReceiverAction) {
         match action {
-            ReceiverAction::Send(message) => self.to_client.push_back(message),
+            BackupReceiverAction::Send(message) => self.to_client.push_back(message),
             other => unreachable!("{other:?} is no answer"),
         }
     }
 
     /// Nothing that was asked for goes unanswered.
-    fn answer_awaited(&mut self, action: Result<Option<ReceiverAction>, Misuse>) {
+    fn answer_awaited(&mut self, action: Result<Option<BackupReceiverAction>, Misuse>) {
         let action = action.expect("it was asked for");
         self.send(action.expect("nobody gave it up"));
     }
@@ -196,9 +196,13 @@ impl FuzzedConnection {
         assert!(self.controls != Some(false) && is_whole, "within a part");
     }
 
-    fn admit(&mut self, request: &Request, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+    fn admit(
+        &mut self,
+        request: &BackupRequest,
+        choices: &mut Unstructured<'_>,
+    ) -> Result<(), Over> {
         assert!(self.receiver.looked_up(Vec::new()).is_err());
-        if let Request::Resume(_) = request
+        if let BackupRequest::Resume(_) = request
             && choices.ratio(1, 4)?
         {
             let asked = messages::finish(choices)?;
@@ -206,13 +210,13 @@ impl FuzzedConnection {
             self.answer_awaited(answer);
             return Ok(());
         }
-        if let Request::Rehearse(_) = request {
+        if let BackupRequest::Rehearse(_) = request {
             assert!(self.receiver.compared(Vec::new()).is_err());
             let answer = self.receiver.parent_chosen(messages::parent(choices)?);
             self.answer_awaited(answer);
             return Ok(());
         }
-        self.controls = Some(!matches!(request, Request::Join(_)));
+        self.controls = Some(!matches!(request, BackupRequest::Join(_)));
         let granted = messages::granted(choices)?;
         let answer = self.receiver.admitted(granted);
         self.answer_awaited(answer);

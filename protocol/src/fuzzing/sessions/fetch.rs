@@ -11,7 +11,9 @@ use super::run::{Ends, Over, run};
 use crate::message::fetch::Fetch;
 use crate::message::{Digest, Error, ErrorCode, Message};
 use crate::session::Misuse;
-use crate::session::fetch::{Fetcher, FetcherAction, Outcome, Provider, ProviderAction, Request};
+use crate::session::fetch::{
+    FetchOutcome, FetchRequest, Fetcher, FetcherAction, Provider, ProviderAction,
+};
 
 /// Both ends of a fetch.
 pub fn fetch_session(input: &[u8]) {
@@ -115,10 +117,10 @@ impl Ends for Exchange {
 }
 
 /// Where the first block has to begin.
-const fn begin_of(request: &Request) -> u64 {
+const fn begin_of(request: &FetchRequest) -> u64 {
     match request {
-        Request::File(_) | Request::Pages(_) => 0,
-        Request::Set(set) | Request::Outline(set) => set.offset,
+        FetchRequest::File(_) | FetchRequest::Pages(_) => 0,
+        FetchRequest::Set(set) | FetchRequest::Outline(set) => set.offset,
     }
 }
 
@@ -128,10 +130,10 @@ impl Exchange {
             return Ok(());
         }
         let request = match choices.int_in_range(0_u8..=3)? {
-            0 => Request::File(messages::get_file(choices)?),
-            1 => Request::Set(messages::get_set(choices)?),
-            2 => Request::Outline(messages::get_set(choices)?),
-            _ => Request::Pages(messages::get_pages(choices)?),
+            0 => FetchRequest::File(messages::get_file(choices)?),
+            1 => FetchRequest::Set(messages::get_set(choices)?),
+            2 => FetchRequest::Outline(messages::get_set(choices)?),
+            _ => FetchRequest::Pages(messages::get_pages(choices)?),
         };
         self.begin = begin_of(&request);
         self.fetched = 0;
@@ -141,7 +143,7 @@ impl Exchange {
         Ok(())
     }
 
-    fn find(&mut self, request: &Request, choices: &mut Unstructured<'_>) -> Result<(), Over> {
+    fn find(&mut self, request: &FetchRequest, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         let begin = begin_of(request);
         match choices.int_in_range(0_u8..=5)? {
             5 => {
@@ -217,7 +219,7 @@ impl Exchange {
                     size: self.fetched,
                     crc32,
                 };
-                let whole = FetcherAction::Finish(Outcome::Whole);
+                let whole = FetcherAction::Finish(FetchOutcome::Whole);
                 let outcome = fetcher.checked(found);
                 assert_eq!(outcome == Ok(whole), stated == Some(found));
                 assert!(fetcher.checked(found).is_err(), "checked twice");
@@ -228,7 +230,7 @@ impl Exchange {
                 self.fetcher = None;
             }
             FetcherAction::Finish(outcome) => {
-                assert_ne!(outcome, Outcome::Whole);
+                assert_ne!(outcome, FetchOutcome::Whole);
                 self.fetcher = None;
             }
         }

@@ -11,7 +11,7 @@ use crate::error::ProtocolError;
 use crate::frame::Direction;
 use crate::message::{ClusterIdentity, Error, ErrorCode};
 use crate::names::{SystemId, WalSegmentSize};
-use crate::session::hello::{Answer, Hello, Refusal, Role, Welcome, choose_version, coders};
+use crate::session::hello::{Hello, HelloAnswer, Refusal, Role, Welcome, choose_version, coders};
 use crate::version::VersionRange;
 
 /// Hellos and their answers: never a panic, and what reads writes back to what reads the same.
@@ -34,10 +34,10 @@ fn read(bytes: &[u8]) {
         assert_eq!(Hello::decode(&mut again), Ok(Some((versions, Ok(hello)))));
     }
     let mut buffer = BytesMut::from(bytes);
-    if let Ok(Some(answer)) = Answer::decode(&mut buffer) {
+    if let Ok(Some(answer)) = HelloAnswer::decode(&mut buffer) {
         let mut again = BytesMut::new();
         answer.encode(&mut again);
-        assert!(matches!(Answer::decode(&mut again), Ok(Some(_))));
+        assert!(matches!(HelloAnswer::decode(&mut again), Ok(Some(_))));
     }
 }
 
@@ -56,26 +56,26 @@ fn introduced(choices: &mut Unstructured<'_>) -> Result<(), Over> {
     let answer = match choose_version(ours, versions) {
         Ok(version) => {
             assert!(ours.contains(version) && versions.contains(version));
-            Answer::Welcome(version, welcome(choices)?)
+            HelloAnswer::Welcome(version, welcome(choices)?)
         }
         Err(refusal) => {
             assert!(refusal.to_string().contains(&ours.to_string()));
-            Answer::Refused(refusal)
+            HelloAnswer::Refused(refusal)
         }
     };
-    let refused = Answer::Refused(refusal(choices)?);
+    let refused = HelloAnswer::Refused(refusal(choices)?);
     for answer in [&answer, &refused] {
         let mut wire = BytesMut::new();
         answer.encode(&mut wire);
         arrives_byte_by_byte(&wire, |buffer| {
-            Answer::decode(buffer).map(|answer| answer.is_some())
+            HelloAnswer::decode(buffer).map(|answer| answer.is_some())
         });
         assert_eq!(
-            Answer::decode(&mut wire).as_ref(),
+            HelloAnswer::decode(&mut wire).as_ref(),
             Ok(&Some(answer.clone()))
         );
     }
-    if let Answer::Welcome(_, welcome) = answer {
+    if let HelloAnswer::Welcome(_, welcome) = answer {
         talk(&hello, &welcome, choices)?;
     }
     Ok(())

@@ -9,11 +9,11 @@ use bytes::Bytes;
 
 use crate::fuzzing::sample_messages;
 use crate::message::backup::{
-    Backup, Begin, FileDigest, Finish, Granted, Held, Join, Part, PartName, Token,
+    Backup, BackupBegin, BackupHeld, FileDigest, Finish, Granted, Join, Part, PartName, Token,
 };
 use crate::message::fetch::{Fetch, GetFile, GetPages, GetSet, NotFound, WantedPages};
 use crate::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest, ParentSet};
-use crate::message::partial::{self, Append, At, DurableTo, Open, Partial};
+use crate::message::partial::{Append, At, Begun, DurableTo, Open, Partial, PartialBegin};
 use crate::message::{Acknowledgement, Data, Digest, Error, ErrorCode, Have, Message, Offer};
 use crate::message::{Scope, WireVerify};
 use crate::names::{Lsn, RelativePath, SegmentName, TimelineId, WalFileName, WalSegmentSize};
@@ -156,8 +156,8 @@ fn partial(choices: &mut Unstructured<'_>) -> Result<Partial> {
     })
 }
 
-pub(super) fn partial_begin(choices: &mut Unstructured<'_>) -> Result<partial::Begin> {
-    Ok(partial::Begin {
+pub(super) fn partial_begin(choices: &mut Unstructured<'_>) -> Result<PartialBegin> {
+    Ok(PartialBegin {
         timeline: timeline(choices)?,
     })
 }
@@ -170,9 +170,9 @@ pub(super) fn open(choices: &mut Unstructured<'_>) -> Result<Open> {
     })
 }
 
-pub(super) fn begun(choices: &mut Unstructured<'_>) -> Result<partial::Begun> {
+pub(super) fn begun(choices: &mut Unstructured<'_>) -> Result<Begun> {
     let mut one = || choices.ratio(1, 2)?.then(|| segment(choices)).transpose();
-    Ok(partial::Begun {
+    Ok(Begun {
         newest_finished: one()?,
         oldest_partial: one()?,
         newest_partial: one()?,
@@ -229,8 +229,8 @@ pub(super) fn token(choices: &mut Unstructured<'_>) -> Result<Token> {
     Ok(Token([choices.arbitrary()?; 16]))
 }
 
-pub(super) fn begin(choices: &mut Unstructured<'_>) -> Result<Begin> {
-    Ok(Begin {
+pub(super) fn begin(choices: &mut Unstructured<'_>) -> Result<BackupBegin> {
+    Ok(BackupBegin {
         who: "master on db1, process 4711".into(),
         origin: "db1 2049 131 boot".into(),
         label: "FullBackup".into(),
@@ -258,15 +258,15 @@ pub(super) fn paths(choices: &mut Unstructured<'_>) -> Result<Vec<RelativePath>>
     Ok(vec![path; choices.int_in_range(0..=3)?])
 }
 
-pub(super) fn held(choices: &mut Unstructured<'_>) -> Result<Held> {
+pub(super) fn held(choices: &mut Unstructured<'_>) -> Result<BackupHeld> {
     Ok(match choices.int_in_range(0_u8..=3)? {
-        0 => Held::Nothing,
-        1 => Held::Directory,
-        2 => Held::All(FileDigest {
+        0 => BackupHeld::Nothing,
+        1 => BackupHeld::Directory,
+        2 => BackupHeld::All(FileDigest {
             len: number(choices)?,
             crc32c: choices.arbitrary()?,
         }),
-        _ => Held::Beginning {
+        _ => BackupHeld::Beginning {
             bytes: number(choices)?,
             crc32c: choices.arbitrary()?,
             len: number(choices)?,

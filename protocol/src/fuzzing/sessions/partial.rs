@@ -13,7 +13,9 @@ use crate::message::Message;
 use crate::message::partial::{Append, At};
 use crate::names::Lsn;
 use crate::session::Misuse;
-use crate::session::partial::{Answer, ProofOfRecords, Receiver, ReceiverAction, Sender};
+use crate::session::partial::{
+    PartialAnswer, PartialReceiver, PartialReceiverAction, PartialSender, ProofOfRecords,
+};
 
 /// What the fuzzed receiver shows as proof: the end that was stated for what was written.
 struct WrittenRecords(Lsn);
@@ -26,17 +28,17 @@ impl ProofOfRecords for WrittenRecords {
 
 /// Both ends of a partial stream.
 pub fn partial_session(input: &[u8]) {
-    run(input, &mut Stream::default());
+    run(input, &mut FuzzedStream::default());
 }
 
 #[derive(Default)]
-struct Stream {
-    receiver: Receiver,
+struct FuzzedStream {
+    receiver: PartialReceiver,
     /// What the receiver holds of the segment that is open.
     held_bytes: u64,
     is_open: bool,
     was_granted: bool,
-    sender: Option<Sender>,
+    sender: Option<PartialSender>,
     sent_end: Lsn,
     appended: usize,
     to_receiver: VecDeque<Message>,
@@ -45,7 +47,7 @@ struct Stream {
     is_tapped: bool,
 }
 
-impl Ends for Stream {
+impl Ends for FuzzedStream {
     fn arrive(&mut self, message: Message, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         let Some(action) = self.receiver.received(message)? else {
             return Ok(());
@@ -57,7 +59,7 @@ impl Ends for Stream {
             return Ok(());
         }
         match action {
-            ReceiverAction::Begin(_) => {
+            PartialReceiverAction::Begin(_) => {
                 (self.is_open, self.was_granted) = (false, true);
                 let begun = messages::begun(choices)?;
                 let answer = self.receiver.begun(begun, SEGMENT_SIZE);
@@ -65,7 +67,7 @@ impl Ends for Stream {
                 let again = self.receiver.begun(begun, SEGMENT_SIZE);
                 assert!(!matches!(again, Ok(Some(_))), "answered twice");
             }
-            ReceiverAction::Open(open) => {
+            PartialReceiverAction::Open(open) => {
                 assert!(self.was_granted, "opened without a grant");
                 self.held_bytes = choices.int_in_range(0..=SEGMENT_SIZE.bytes())?;
                 self.is_open = true;
@@ -79,11 +81,11 @@ impl Ends for Stream {
                 let again = self.receiver.opened(at);
                 assert!(!matches!(again, Ok(Some(_))), "answered twice");
             }
-            ReceiverAction::Rewrite => {
+            PartialReceiverAction::Rewrite => {
                 assert!(self.is_open, "rewritten while nothing is open");
                 self.held_bytes = 0;
             }
-            ReceiverAction::Append(append) => {
+            PartialReceiverAction::Append(append) => {
                 assert!(self.is_open, "appended while nothing is open");
                 assert_eq!(append.offset, self.held_bytes, "a hole or an overlap");
                 self.held_bytes += u64::from(append.raw_bytes);
@@ -94,7 +96,7 @@ impl Ends for Stream {
                     self.answer_awaited(durable);
                 }
             }
-            send @ ReceiverAction::Send(_) => self.send(send),
+            send @ PartialReceiverAction::Send(_) => self.send(send),
         }
         Ok(())
     }
@@ -102,7 +104,7 @@ impl Ends for Stream {
     fn step(&mut self, choices: &mut Unstructured<'_>) -> Result<(), Over> {
         match choices.int_in_range(0_u8..=15)? {
             0 => {
-                let (sender, message) = Sender::begin(messages::partial_begin(choices)?);
+                let (sender, message) = PartialSender::begin(messages::partial_begin(choices)?);
                 // A stream begins on a connection of its own.
                 self.break_link();
                 self.sender = Some(sender);
@@ -144,16 +146,16 @@ impl Ends for Stream {
     }
 }
 
-impl Stream {
-    fn send(&mut self, action: ReceiverAction) {
+impl FuzzedStream {
+    fn send(&mut self, action: PartialReceiverAction) {
         match action {
-            ReceiverAction::Send(message) => self.to_sender.push_back(message),
+            PartialReceiverAction::Send(message) => self.to_sender.push_back(message),
             other => unreachable!("{other:?} is no answer"),
         }
     }
 
     /// Nothing that was asked for goes unanswered.
-    fn answer_awaited(&mut self, action: Result<Option<ReceiverAction>, Misuse>) {
+    fn answer_awaited(&mut self, action: Result<Option<PartialReceiverAction>, Misuse>) {
         let action = action.expect("it was asked for");
         self.send(action.expect("nobody gave it up"));
     }
@@ -206,15 +208,17 @@ impl Stream {
             return Ok(());
         };
         match sender.received(message) {
-            Ok(Answer::Compare(_)) => {
+            Ok(PartialAnswer::Compare(_)) => {
                 let message = sender.compared(choices.arbitrary()?);
                 let message = message.expect("it was asked to compare");
                 assert!(sender.compared(true).is_err(), "compared twice");
                 self.to_receiver.extend(message);
             }
-            Ok(Answer::Durable(end)) => assert!(end <= self.sent_end, "believed more than it sent"),
-            Ok(Answer::Begun(_)) => {}
-            Ok(Answer::Refused(_)) => {
+            Ok(PartialAnswer::Durable(end)) => {
+                assert!(end <= self.sent_end, "believed more than it sent")
+            }
+            Ok(PartialAnswer::Begun(_)) => {}
+            Ok(PartialAnswer::Refused(_)) => {
                 assert!(sender.open(messages::open(choices)?).is_err());
                 assert_eq!(sender.next_offset(), None);
                 assert!(sender.received(Message::Ping).is_err(), "it goes on");
@@ -232,6 +236,6 @@ impl Stream {
     }
 
     fn break_link(&mut self) {
-        *self = Stream::default();
+        *self = FuzzedStream::default();
     }
 }

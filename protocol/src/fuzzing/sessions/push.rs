@@ -11,7 +11,8 @@ use super::run::{Ends, Over, run};
 use crate::message::{Digest, Error, ErrorCode, Have, Message, Offer, WireVerify};
 use crate::names::WalFileName;
 use crate::session::push::{
-    Held, Outcome, ProofOfDurability, Receiver, ReceiverAction, Sealed, Sender, SenderAction,
+    ProofOfDurability, PushHeld, PushOutcome, PushReceiver, PushReceiverAction, PushSealed,
+    PushSender, PushSenderAction,
 };
 
 /// What the fuzzed receiver shows as proof: exactly the bytes that were written.
@@ -34,12 +35,12 @@ pub fn push_session(input: &[u8]) {
 
 #[derive(Default)]
 struct Upload {
-    receiver: Receiver,
+    receiver: PushReceiver,
     offered: Option<Offer>,
     written: Vec<u8>,
     /// What is durable, for every name.
     stored: Option<Vec<u8>>,
-    sender: Option<Sender>,
+    sender: Option<PushSender>,
     source: Vec<u8>,
     to_receiver: VecDeque<Message>,
     to_sender: VecDeque<Message>,
@@ -52,9 +53,9 @@ impl Ends for Upload {
         let mut next = self.receiver.received(message)?;
         while let Some(action) = next.take() {
             match action {
-                ReceiverAction::LookUp(offer) => next = self.look_up(offer, choices)?,
-                ReceiverAction::Begin(_, answer) => self.to_sender.push_back(answer),
-                ReceiverAction::Write(data) => {
+                PushReceiverAction::LookUp(offer) => next = self.look_up(offer, choices)?,
+                PushReceiverAction::Begin(_, answer) => self.to_sender.push_back(answer),
+                PushReceiverAction::Write(data) => {
                     // The first block says whether the sender goes on or begins again.
                     if data.offset == 0 {
                         self.written.clear();
@@ -68,9 +69,9 @@ impl Ends for Upload {
                         return Err(Over);
                     }
                 }
-                ReceiverAction::Seal(digest) => next = Some(self.seal(digest, choices)?),
-                ReceiverAction::Discard => self.written.clear(),
-                ReceiverAction::Send(message) => self.to_sender.push_back(message),
+                PushReceiverAction::Seal(digest) => next = Some(self.seal(digest, choices)?),
+                PushReceiverAction::Discard => self.written.clear(),
+                PushReceiverAction::Send(message) => self.to_sender.push_back(message),
             }
         }
         Ok(())
@@ -122,23 +123,23 @@ impl Upload {
         &mut self,
         offer: Offer,
         choices: &mut Unstructured<'_>,
-    ) -> Result<Option<ReceiverAction>, Over> {
+    ) -> Result<Option<PushReceiverAction>, Over> {
         self.offered = Some(offer);
         if choices.ratio(1, 8)? {
             let refused = self.receiver.failed(ErrorCode::Busy, "".into(), "".into());
             assert!(
                 self.receiver
-                    .looked_up(&Held::<WrittenBytes>::Other(zero()))
+                    .looked_up(&PushHeld::<WrittenBytes>::Other(zero()))
                     .is_err()
             );
             return Ok(Some(refused));
         }
         let held = match &self.stored {
-            Some(_) if offer.crc32.is_none() => Held::Unknown,
+            Some(_) if offer.crc32.is_none() => PushHeld::Unknown,
             Some(stored) if Some(digest_of(stored)) == digest(&offer) => {
-                Held::Same(WrittenBytes(offer.name, digest_of(stored)))
+                PushHeld::Same(WrittenBytes(offer.name, digest_of(stored)))
             }
-            Some(stored) => Held::Other(digest_of(stored)),
+            Some(stored) => PushHeld::Other(digest_of(stored)),
             None => {
                 let most = self
                     .written
@@ -146,13 +147,13 @@ impl Upload {
                     .min(usize::try_from(offer.size).unwrap_or(0));
                 let prefix_bytes = choices.int_in_range(0..=most)?;
                 self.written.truncate(prefix_bytes);
-                Held::Prefix(Have {
+                PushHeld::Prefix(Have {
                     prefix_bytes: prefix_bytes as u64,
                     prefix_crc32: crc32fast::hash(&self.written),
                 })
             }
         };
-        let is_prefix = matches!(held, Held::Prefix(_));
+        let is_prefix = matches!(held, PushHeld::Prefix(_));
         let next = self.receiver.looked_up(&held);
         assert_eq!(is_prefix, !self.receiver.is_idle());
         assert!(self.receiver.looked_up(&held).is_err(), "answered twice");
@@ -163,14 +164,14 @@ impl Upload {
         &mut self,
         stated: Digest,
         choices: &mut Unstructured<'_>,
-    ) -> Result<ReceiverAction, Over> {
+    ) -> Result<PushReceiverAction, Over> {
         let offer = self.offered.ok_or(Over)?;
         assert_eq!(stated.size, offer.size);
         assert!(offer.crc32.is_none_or(|offered| offered == stated.crc32));
         assert_eq!(self.written.len() as u64, stated.size);
         let found = digest_of(&self.written);
         let sealed = match choices.int_in_range(0_u8..=7)? {
-            6 => Sealed::Other(messages::digest(choices)?),
+            6 => PushSealed::Other(messages::digest(choices)?),
             7 => {
                 return Ok(self
                     .receiver
@@ -182,7 +183,7 @@ impl Upload {
             }
             _ => {
                 self.stored = Some(std::mem::take(&mut self.written));
-                Sealed::Durable(WrittenBytes(offer.name, found))
+                PushSealed::Durable(WrittenBytes(offer.name, found))
             }
         };
         let action = self.receiver.sealed(&sealed);
@@ -204,7 +205,7 @@ impl Upload {
         let Digest { size, crc32 } = digest_of(&self.source);
         let (name, verify) = (messages::file_name(choices)?, WireVerify::Records);
         let crc32 = choices.ratio(1, 2)?.then_some(crc32);
-        let (sender, action) = Sender::start(Offer {
+        let (sender, action) = PushSender::start(Offer {
             name,
             size,
             crc32,
@@ -230,25 +231,25 @@ impl Upload {
 
     fn perform(
         &mut self,
-        action: SenderAction,
+        action: PushSenderAction,
         choices: &mut Unstructured<'_>,
     ) -> Result<(), Over> {
         let mut next = Some(action);
         while let (Some(action), Some(sender)) = (next.take(), &mut self.sender) {
             match action {
-                SenderAction::Send(message) => self.to_receiver.push_back(message),
-                SenderAction::TakeChecksum => {
+                PushSenderAction::Send(message) => self.to_receiver.push_back(message),
+                PushSenderAction::TakeChecksum => {
                     let taken = sender.checksum_taken(crc32fast::hash(&self.source));
                     next = Some(taken.expect("it was asked for"));
                 }
-                SenderAction::HashPrefix(bytes) => {
+                PushSenderAction::HashPrefix(bytes) => {
                     let held = usize::try_from(bytes).map_err(|_| Over)?;
                     let prefix = self.source.get(..held);
                     let prefix = prefix.expect("no more is hashed than there is");
                     let hashed = sender.prefix_hashed(crc32fast::hash(prefix));
                     next = Some(hashed.expect("it was asked for"));
                 }
-                SenderAction::SendFrom(offset) => {
+                PushSenderAction::SendFrom(offset) => {
                     let mut at = usize::try_from(offset).map_err(|_| Over)?;
                     while at < self.source.len() {
                         let most = self.source.len() - at;
@@ -269,11 +270,11 @@ impl Upload {
                     };
                     next = Some(ended.expect("it was asked to send"));
                 }
-                SenderAction::Finish(outcome) => {
-                    if outcome == Outcome::Stored && !self.is_tapped {
+                PushSenderAction::Finish(outcome) => {
+                    if outcome == PushOutcome::Stored && !self.is_tapped {
                         assert_eq!(self.stored.as_ref(), Some(&self.source));
                     }
-                    if outcome == Outcome::SourceChanged {
+                    if outcome == PushOutcome::SourceChanged {
                         let code = ErrorCode::Abandoned;
                         let error = Message::Error(Error::channel(code, "", ""));
                         self.to_receiver.push_back(error);
@@ -290,7 +291,7 @@ impl Upload {
 
     /// The connection ends; what was written of a file stays for the next offer.
     fn break_link(&mut self) {
-        self.receiver = Receiver::default();
+        self.receiver = PushReceiver::default();
         self.sender = None;
         self.to_receiver.clear();
         self.to_sender.clear();

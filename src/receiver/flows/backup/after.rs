@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use walmgr_protocol::message::backup::Sealed;
+use walmgr_protocol::message::backup::BackupSealed;
 
 use crate::audit::{AuditEvent, AuditOutcome};
 use crate::receiver::cluster::ServedCluster;
@@ -13,7 +13,7 @@ use crate::receiver::peer::AuditedPeer;
 use crate::shell;
 
 /// What the rules of retention and the sets that are left make superfluous. A failure here is a warning.
-pub(crate) fn clear_away((served, by): (&ServedCluster, &AuditedPeer), facts: &mut Sealed) {
+pub(crate) fn clear_away((served, by): (&ServedCluster, &AuditedPeer), facts: &mut BackupSealed) {
     let ServedCluster { cluster, store } = served;
     let rotation = cluster.settings.borrow().rotation.clone();
     let Ok(sets) = store.backups.sets() else {

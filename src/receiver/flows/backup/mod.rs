@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use walmgr_protocol::message::backup::Backup;
 use walmgr_protocol::message::{Error, ErrorCode, Message, Scope};
-use walmgr_protocol::session::backup::{Receiver, ReceiverAction, acknowledge};
+use walmgr_protocol::session::backup::{BackupReceiver, BackupReceiverAction, acknowledge};
 
 use self::work::{BackupJob, BackupWorker};
 use crate::receiver::cluster::running::{Attachment, BackupPart, BackupReport};
@@ -28,7 +28,7 @@ use crate::receiver::worker::{FromWorker, aside};
 /// A connection's part in a backup.
 pub(crate) struct BackupFlow {
     channel: u16,
-    session: Receiver,
+    session: BackupReceiver,
     /// The worker there is, or was: the backup itself speaks for it when it ends.
     id: u64,
     worker: Option<BackupWorker>,
@@ -40,7 +40,7 @@ impl BackupFlow {
     pub(crate) fn new(channel: u16) -> Self {
         BackupFlow {
             channel,
-            session: Receiver::default(),
+            session: BackupReceiver::default(),
             id: 0,
             worker: None,
             attachment: None,
@@ -95,7 +95,7 @@ impl BackupFlow {
             BackupReport::Compared(needs) => self.session.compared(needs)?,
             BackupReport::FilesDone(files) => {
                 let done = Message::Backup(Backup::FilesDone(files));
-                Some(ReceiverAction::Send(done))
+                Some(BackupReceiverAction::Send(done))
             }
             BackupReport::StreamTaken => {
                 self.worker_is_done(link);
@@ -129,7 +129,7 @@ impl BackupFlow {
             return Ok(());
         }
         match self.session.failed(error) {
-            ReceiverAction::Send(message) => link.send(self.channel, &message).await,
+            BackupReceiverAction::Send(message) => link.send(self.channel, &message).await,
             _ => Ok(()),
         }
     }
@@ -137,10 +137,10 @@ impl BackupFlow {
     async fn perform(
         &mut self,
         link: &mut Link,
-        action: ReceiverAction,
+        action: BackupReceiverAction,
     ) -> Result<(), ConnectionEnd> {
         let job = match action {
-            ReceiverAction::Admit(request) => {
+            BackupReceiverAction::Admit(request) => {
                 let threads = &link.served.cluster.backup_threads;
                 let place = match threads.take(&link.peer.key()) {
                     Ok(place) => place,
@@ -162,20 +162,20 @@ impl BackupFlow {
                 self.worker = Some(worker);
                 return Ok(());
             }
-            ReceiverAction::LookUp(paths) => BackupJob::LookUp(paths),
-            ReceiverAction::ChooseParent(asked) => BackupJob::ChooseParent(asked),
-            ReceiverAction::Compare(files) => BackupJob::Compare(files),
-            ReceiverAction::Write(data) => BackupJob::Write(data),
-            ReceiverAction::EndStream(_) => BackupJob::EndStream,
-            ReceiverAction::BeginPart(part) => BackupJob::BeginPart(part),
-            ReceiverAction::WritePart(data) => BackupJob::WritePart(data),
-            ReceiverAction::Finish(finish) => BackupJob::Finish(finish),
-            ReceiverAction::Abort(why) => {
+            BackupReceiverAction::LookUp(paths) => BackupJob::LookUp(paths),
+            BackupReceiverAction::ChooseParent(asked) => BackupJob::ChooseParent(asked),
+            BackupReceiverAction::Compare(files) => BackupJob::Compare(files),
+            BackupReceiverAction::Write(data) => BackupJob::Write(data),
+            BackupReceiverAction::EndStream(_) => BackupJob::EndStream,
+            BackupReceiverAction::BeginPart(part) => BackupJob::BeginPart(part),
+            BackupReceiverAction::WritePart(data) => BackupJob::WritePart(data),
+            BackupReceiverAction::Finish(finish) => BackupJob::Finish(finish),
+            BackupReceiverAction::Abort(why) => {
                 self.worker_is_done(link);
                 self.give_up(link, why);
                 return Ok(());
             }
-            ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
+            BackupReceiverAction::Send(message) => return link.send(self.channel, &message).await,
         };
         if let Some(worker) = &self.worker {
             worker.give(job).await;

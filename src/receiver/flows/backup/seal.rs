@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use walmgr_protocol::limits::BACKUP_WARNINGS_MAX;
-use walmgr_protocol::message::backup::{Finish, PartName, Sealed};
+use walmgr_protocol::message::backup::{BackupSealed, Finish, PartName};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::SegmentName;
 
@@ -32,7 +32,7 @@ pub(crate) fn seal(
     part: PartNumber,
     parts: &Received,
     asked: &Finish,
-) -> Result<(SealedSet, Sealed), Error> {
+) -> Result<(SealedSet, BackupSealed), Error> {
     let ServedCluster { cluster, store } = served;
     running.begin_waiting(part)?;
     parts.check()?;
@@ -43,7 +43,7 @@ pub(crate) fn seal(
     let binding = binding.ok_or_else(|| refusal::of(&StoreError::NotBound))?;
     let first = fits::check(&binding, running, parts, asked)?;
     let wal = wait_for_wal(served, running, first, asked)?;
-    let mut facts = Sealed {
+    let mut facts = BackupSealed {
         name: String::new(),
         path: String::new(),
         stored_bytes: 0,

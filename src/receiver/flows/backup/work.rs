@@ -11,7 +11,7 @@ use walmgr_protocol::message::backup::{FileDone, Finish, Part};
 use walmgr_protocol::message::parent::{FileLen, FileNeed, ParentAnswer, ParentRequest};
 use walmgr_protocol::message::{Data, Error, ErrorCode};
 use walmgr_protocol::names::RelativePath;
-use walmgr_protocol::session::backup::Request;
+use walmgr_protocol::session::backup::BackupRequest;
 
 use super::incremental;
 use super::received::Received;
@@ -55,7 +55,7 @@ pub(crate) type BackupWorker = Worker<BackupJob, BackupReport>;
 pub(crate) fn start(
     served: ServedCluster,
     (place, by): (Share, AuditedPeer),
-    request: Request,
+    request: BackupRequest,
     say: impl Fn(FromWorker<BackupReport>) -> bool + Send + Sync + 'static,
 ) -> BackupWorker {
     let workforce = served.store.workforce.clone();
@@ -75,8 +75,8 @@ pub(crate) fn start(
 }
 
 /// An origin counts for the peer that names it: whoever learned another's may not end its backup.
-fn said_by(key: &PeerKey, mut request: Request) -> Request {
-    if let Request::Begin(begin) = &mut request {
+fn said_by(key: &PeerKey, mut request: BackupRequest) -> BackupRequest {
+    if let BackupRequest::Begin(begin) = &mut request {
         begin.origin = format!("{key:?} {}", begin.origin);
     }
     request
@@ -86,17 +86,17 @@ type Jobs = mpsc::Receiver<BackupJob>;
 
 fn work(
     served: &ServedCluster,
-    (request, by): (Request, &AuditedPeer),
+    (request, by): (BackupRequest, &AuditedPeer),
     jobs: Jobs,
     say: &Say<BackupReport>,
 ) -> Result<(), Error> {
     let running = match request {
-        Request::Begin(begin) => {
+        BackupRequest::Begin(begin) => {
             let running = served.store.backups.begin(&begin)?;
             tracing::info!("a backup begins: {}", running.holder());
             running
         }
-        Request::Resume(token) => match served.store.backups.resume(token)? {
+        BackupRequest::Resume(token) => match served.store.backups.resume(token)? {
             Resumed::Running(running) => {
                 tracing::info!("the backup of {} goes on", running.holder());
                 running
@@ -106,8 +106,8 @@ fn work(
                 return Ok(());
             }
         },
-        Request::Rehearse(asked) => return rehearse(served, &asked, jobs, say),
-        Request::Join(join) => {
+        BackupRequest::Rehearse(asked) => return rehearse(served, &asked, jobs, say),
+        BackupRequest::Join(join) => {
             let running = served.store.backups.find(join.token)?;
             running.let_drain(join.stream);
             let part = BackupPart::Stream(join.stream);
@@ -313,7 +313,7 @@ fn out_of_place() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use walmgr_protocol::message::backup::Begin;
+    use walmgr_protocol::message::backup::BackupBegin;
     use walmgr_protocol::names::TimelineId;
 
     use crate::receiver::cluster::backups::testing::{backup, backups_in};
@@ -378,15 +378,15 @@ mod tests {
     #[test]
     fn fault_116_an_origin_that_another_peer_names_is_another_origin() {
         let named = |key: &str| {
-            let begin = Begin {
+            let begin = BackupBegin {
                 who: "db1".to_owned(),
                 origin: "the same".to_owned(),
                 label: String::new(),
                 timeline: TimelineId::FIRST,
             };
             let key = PeerKey::Named(key.to_owned());
-            match said_by(&key, Request::Begin(begin)) {
-                Request::Begin(begin) => begin.origin,
+            match said_by(&key, BackupRequest::Begin(begin)) {
+                BackupRequest::Begin(begin) => begin.origin,
                 _ => String::new(),
             }
         };

@@ -15,7 +15,7 @@ use walmgr_protocol::limits::{BLOCK_BYTES_DEFAULT, BLOCKS_IN_FLIGHT};
 use walmgr_protocol::message::fetch::{GetPages, GetSet, NotFound};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
-use walmgr_protocol::session::fetch::Request;
+use walmgr_protocol::session::fetch::FetchRequest;
 
 use crate::audit::{AuditEvent, AuditOutcome};
 use crate::rate_limit::RateLimit;
@@ -39,7 +39,7 @@ pub(crate) type FetchWorker = Worker<Vec<u8>, FetchReport>;
 pub(crate) fn start(
     served: ServedCluster,
     peer: &Peer,
-    request: Request,
+    request: FetchRequest,
     say: impl Fn(FromWorker<FetchReport>) -> bool + Send + Sync + 'static,
 ) -> FetchWorker {
     let place = match served.cluster.fetches.take(&peer.key()) {
@@ -80,17 +80,17 @@ pub(crate) fn all_taken(none: NoShare) -> Error {
 
 fn work(
     (cluster, by): (&Cluster, &AuditedPeer),
-    request: &Request,
+    request: &FetchRequest,
     buffers: mpsc::Receiver<Vec<u8>>,
     say: &dyn Fn(FetchReport) -> bool,
 ) {
     let compression = match request {
-        Request::File(file) => file.compression,
-        Request::Set(set) | Request::Outline(set) => set.compression,
-        Request::Pages(pages) => pages.compression,
+        FetchRequest::File(file) => file.compression,
+        FetchRequest::Set(set) | FetchRequest::Outline(set) => set.compression,
+        FetchRequest::Pages(pages) => pages.compression,
     };
     // WAL is never kept back: somebody replays it, or waits for its end.
-    let limits = (!matches!(request, Request::File(_))).then(|| cluster.fetch_limits());
+    let limits = (!matches!(request, FetchRequest::File(_))).then(|| cluster.fetch_limits());
     let mut blocks = OutgoingBlocks {
         packer: Packer::new(compression),
         limits,
@@ -101,7 +101,7 @@ fn work(
         buffers,
     };
     let ended = match request {
-        Request::File(file) => {
+        FetchRequest::File(file) => {
             let ended = send_file(cluster, file.name, &mut blocks);
             if let Some(outcome) = outcome(&ended) {
                 let (name, audit) = (file.name.to_string(), &cluster.audit);
@@ -109,15 +109,15 @@ fn work(
             }
             ended
         }
-        Request::Set(set) => {
+        FetchRequest::Set(set) => {
             blocks.offset = set.offset;
             send_set((cluster, by), (set, false), &mut blocks)
         }
-        Request::Outline(set) => {
+        FetchRequest::Outline(set) => {
             blocks.offset = set.offset;
             send_set((cluster, by), (set, true), &mut blocks)
         }
-        Request::Pages(pages) => send_pages((cluster, by), pages, &mut blocks),
+        FetchRequest::Pages(pages) => send_pages((cluster, by), pages, &mut blocks),
     };
     blocks.end(ended);
 }

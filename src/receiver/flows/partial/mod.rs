@@ -4,7 +4,7 @@
 pub(crate) mod work;
 
 use walmgr_protocol::message::{Error, Message};
-use walmgr_protocol::session::partial::{Receiver, ReceiverAction};
+use walmgr_protocol::session::partial::{PartialReceiver, PartialReceiverAction};
 
 use self::work::{RecordJob, StreamWorker};
 use crate::receiver::link::{ConnectionEnd, Link};
@@ -14,7 +14,7 @@ use crate::receiver::worker::{FromWorker, failed_on};
 /// A channel that takes records.
 pub(crate) struct PartialFlow {
     channel: u16,
-    session: Receiver,
+    session: PartialReceiver,
     worker: Option<StreamWorker>,
 }
 
@@ -23,7 +23,7 @@ impl PartialFlow {
     pub(crate) fn new(channel: u16) -> Self {
         PartialFlow {
             channel,
-            session: Receiver::default(),
+            session: PartialReceiver::default(),
             worker: None,
         }
     }
@@ -70,7 +70,7 @@ impl PartialFlow {
         &mut self,
         link: &Link,
         report: RecordReport,
-    ) -> Result<Option<ReceiverAction>, ConnectionEnd> {
+    ) -> Result<Option<PartialReceiverAction>, ConnectionEnd> {
         Ok(match report {
             RecordReport::Begun(begun) => match link.served.store.archive.binding() {
                 Some(binding) => self.session.begun(begun, binding.segment_size)?,
@@ -92,12 +92,12 @@ impl PartialFlow {
     async fn perform(
         &mut self,
         link: &mut Link,
-        action: ReceiverAction,
+        action: PartialReceiverAction,
     ) -> Result<(), ConnectionEnd> {
         let mut next = Some(action);
         while let Some(action) = next.take() {
             let job = match action {
-                ReceiverAction::Begin(begin) => {
+                PartialReceiverAction::Begin(begin) => {
                     if self.worker.is_none() {
                         let say = link.reports_of(self.channel, FlowReport::Partial);
                         let who = (link.peer.to_string(), link.peer.audited());
@@ -109,10 +109,12 @@ impl PartialFlow {
                     }
                     RecordJob::Begin(begin)
                 }
-                ReceiverAction::Open(open) => RecordJob::Open(open),
-                ReceiverAction::Rewrite => RecordJob::Rewrite,
-                ReceiverAction::Append(append) => RecordJob::Append(append),
-                ReceiverAction::Send(message) => return link.send(self.channel, &message).await,
+                PartialReceiverAction::Open(open) => RecordJob::Open(open),
+                PartialReceiverAction::Rewrite => RecordJob::Rewrite,
+                PartialReceiverAction::Append(append) => RecordJob::Append(append),
+                PartialReceiverAction::Send(message) => {
+                    return link.send(self.channel, &message).await;
+                }
             };
             let is_last = !link.wire.has_more();
             let done = match &mut self.worker {
@@ -131,7 +133,7 @@ impl PartialFlow {
 
     async fn fail(&mut self, link: &mut Link, error: Error) -> Result<(), ConnectionEnd> {
         match self.session.failed(error) {
-            ReceiverAction::Send(message) => link.send(self.channel, &message).await,
+            PartialReceiverAction::Send(message) => link.send(self.channel, &message).await,
             // Whoever failed has no more to do.
             _ => Ok(()),
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use walmgr_protocol::compress::Unpacker;
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
-use walmgr_protocol::message::partial::{Append, At, Begin, Begun, Open};
+use walmgr_protocol::message::partial::{Append, At, Begun, Open, PartialBegin};
 use walmgr_protocol::message::{Error, ErrorCode};
 use walmgr_protocol::names::TimelineId;
 
@@ -31,7 +31,7 @@ use crate::store::{DurableRecords, PartialStream, StoreError};
 /// What the connection asks of the stream.
 pub(crate) enum RecordJob {
     /// Take it.
-    Begin(Begin),
+    Begin(PartialBegin),
     /// Go on with this segment.
     Open(Open),
     /// From its beginning, comparing.
@@ -239,7 +239,7 @@ impl RecordStream {
         self.served.store.check_health();
     }
 
-    fn begin(&mut self, begin: &Begin) -> Result<Begun, Error> {
+    fn begin(&mut self, begin: &PartialBegin) -> Result<Begun, Error> {
         self.begun = None;
         let (stream, standing) = (self.served.store.archive)
             .partial_stream(begin.timeline)

@@ -7,7 +7,7 @@ pub(crate) mod work;
 use std::time::Instant;
 
 use walmgr_protocol::message::{ErrorCode, Message};
-use walmgr_protocol::session::push::{Receiver, ReceiverAction};
+use walmgr_protocol::session::push::{PushReceiver, PushReceiverAction};
 
 use self::work::UploadJob;
 use crate::receiver::BLOCK_DEADLINE;
@@ -18,7 +18,7 @@ use crate::receiver::worker::{FromWorker, Worker};
 /// A channel that takes files.
 pub(crate) struct PushFlow {
     channel: u16,
-    session: Receiver,
+    session: PushReceiver,
     upload: Option<Worker<UploadJob, UploadReport>>,
     /// Since when the upload has waited for its peer.
     waits_since: Option<Instant>,
@@ -29,7 +29,7 @@ impl PushFlow {
     pub(crate) fn new(channel: u16) -> Self {
         PushFlow {
             channel,
-            session: Receiver::default(),
+            session: PushReceiver::default(),
             upload: None,
             waits_since: None,
         }
@@ -96,10 +96,10 @@ impl PushFlow {
     async fn perform(
         &mut self,
         link: &mut Link,
-        action: ReceiverAction,
+        action: PushReceiverAction,
     ) -> Result<(), ConnectionEnd> {
         match action {
-            ReceiverAction::LookUp(offer) => {
+            PushReceiverAction::LookUp(offer) => {
                 self.waits_since = None;
                 let may_fail_over = link.peer.rights.failover;
                 let (by, peer) = (link.peer.to_string(), link.peer.audited());
@@ -108,25 +108,25 @@ impl PushFlow {
                 let begun = work::start(link.served.clone(), &link.peer.key(), offered, say);
                 self.upload = Some(begun);
             }
-            ReceiverAction::Send(message) => {
+            PushReceiverAction::Send(message) => {
                 if self.session.is_idle() {
                     self.upload = None;
                 }
                 link.send(self.channel, &message).await?;
             }
-            ReceiverAction::Begin(_, answer) => {
+            PushReceiverAction::Begin(_, answer) => {
                 link.send(self.channel, &answer).await?;
                 self.waits_since = Some(Instant::now());
             }
-            ReceiverAction::Write(data) => {
+            PushReceiverAction::Write(data) => {
                 self.give(link, UploadJob::Write(data)).await;
                 self.waits_since = Some(Instant::now());
             }
-            ReceiverAction::Seal(digest) => {
+            PushReceiverAction::Seal(digest) => {
                 self.waits_since = None;
                 self.give(link, UploadJob::Seal(digest)).await;
             }
-            ReceiverAction::Discard => self.upload = None,
+            PushReceiverAction::Discard => self.upload = None,
         }
         Ok(())
     }

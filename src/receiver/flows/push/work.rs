@@ -9,7 +9,7 @@ use walmgr_protocol::compress::{UnpackedBlock, Unpacker};
 use walmgr_protocol::limits::BLOCKS_IN_FLIGHT;
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode, Have, Offer};
 use walmgr_protocol::names::WalFileName;
-use walmgr_protocol::session::push::{Held, Sealed};
+use walmgr_protocol::session::push::{PushHeld, PushSealed};
 
 use crate::audit::{AuditEvent, AuditOutcome};
 use crate::receiver::cluster::ServedCluster;
@@ -91,12 +91,12 @@ fn attempt(
     let verify = verify(served, offer);
     let archive = &served.store.archive;
     match look_up(archive, offer, verify).map_err(of)? {
-        None => return Ok(Some(UploadReport::LookedUp(Held::Unknown))),
+        None => return Ok(Some(UploadReport::LookedUp(PushHeld::Unknown))),
         Some(StoredUnderName::Identical(proof)) => {
             tracing::debug!("{} is stored already", offer.name);
             settle_partial(served, offer);
             declare(served, offer, by, may_fail_over).map_err(of)?;
-            return Ok(Some(UploadReport::LookedUp(Held::Same(proof))));
+            return Ok(Some(UploadReport::LookedUp(PushHeld::Same(proof))));
         }
         Some(StoredUnderName::Different { len, crc32 }) => {
             // Another one is taken, and kept beside; the alarm comes when it is whole.
@@ -108,7 +108,7 @@ fn attempt(
             {
                 alarm(offer, offered, (len, crc32));
                 let stored = Digest { size: len, crc32 };
-                return Ok(Some(UploadReport::LookedUp(Held::Other(stored))));
+                return Ok(Some(UploadReport::LookedUp(PushHeld::Other(stored))));
             }
         }
         Some(StoredUnderName::Absent) => {}
@@ -120,7 +120,7 @@ fn attempt(
         may_fail_over,
     };
     let mut target = UploadTarget::choose(served, &source).map_err(of)?;
-    if !report(UploadReport::LookedUp(Held::Prefix(target.prefix()))) {
+    if !report(UploadReport::LookedUp(PushHeld::Prefix(target.prefix()))) {
         return Ok(None);
     }
     let mut unpacker = Unpacker::default();
@@ -140,7 +140,7 @@ fn attempt(
             Some(UploadJob::Seal(digest)) => {
                 let sealed = seal(served, target, offer, digest).map_err(of)?;
                 settle_partial(served, offer);
-                if let UploadReport::Sealed(Sealed::Durable(_)) = sealed {
+                if let UploadReport::Sealed(PushSealed::Durable(_)) = sealed {
                     meter.stored(begun.elapsed());
                     meter.wal_is_durable();
                     declare(served, offer, by, may_fail_over).map_err(of)?;
@@ -176,15 +176,15 @@ fn audit(
     let refused = |why: &str| cluster.rewrites.refused(&cluster.audit, by, &file, why);
     match ended {
         Ok(Some(
-            UploadReport::LookedUp(Held::Other(_)) | UploadReport::Sealed(Sealed::Other(_)),
+            UploadReport::LookedUp(PushHeld::Other(_)) | UploadReport::Sealed(PushSealed::Other(_)),
         )) => refused("another file of this name is stored"),
-        Ok(Some(UploadReport::Sealed(Sealed::Durable(_))))
+        Ok(Some(UploadReport::Sealed(PushSealed::Durable(_))))
             if store.archive.is_noted(offer.name) =>
         {
             let event = AuditEvent::SetApart { file: &file };
             (cluster.audit).record(&by.who, &AuditOutcome::Done, &event);
         }
-        Ok(Some(UploadReport::Sealed(Sealed::Durable(_))))
+        Ok(Some(UploadReport::Sealed(PushSealed::Durable(_))))
             if matches!(offer.name, WalFileName::History(_)) =>
         {
             let event = AuditEvent::TimelineBrought { file: &file };
@@ -329,11 +329,11 @@ fn seal(
         store::FileSealed::Stored(proof) => {
             tracing::info!("{} stored, {} bytes", offer.name, digest.size);
             served.store.note_stored(offer.name);
-            Sealed::Durable(proof)
+            PushSealed::Durable(proof)
         }
         store::FileSealed::Conflict { len, crc32 } => {
             alarm(offer, digest.crc32, (len, crc32));
-            Sealed::Other(Digest { size: len, crc32 })
+            PushSealed::Other(Digest { size: len, crc32 })
         }
     }))
 }
