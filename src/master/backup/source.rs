@@ -12,7 +12,7 @@ use walmgr_protocol::patch::{self, PAGE_BYTES};
 use crate::error::Result;
 use crate::master::backup::patch_plan::{PatchPiece, PatchPlan};
 use crate::master::backup::work_queue::{OnItsWay, Remainder, Resend, WorkQueue};
-use crate::pg::base_backup::reading::{self, ReadFrom, Reading};
+use crate::pg::base_backup::reading::{self, FileReading, ReadFrom};
 use crate::pg::base_backup::{BadBlock, Content, Item};
 use crate::pg::page::Pages;
 use crate::tar::writer as tar;
@@ -33,7 +33,7 @@ pub(crate) struct StreamSource {
 
 struct Current {
     item: Arc<Item>,
-    reading: Reading,
+    reading: FileReading,
     /// Bytes of it in this stream.
     size: u64,
     /// What follows it, where only some pages are sent.
@@ -165,7 +165,7 @@ impl StreamSource {
         let pages = item
             .path()
             .and_then(|path| Pages::of(path, &self.load.control));
-        let reading = Reading::new(from, (offset, crc32c, len), pages);
+        let reading = FileReading::new(from, (offset, crc32c, len), pages);
         let current = Current {
             item,
             reading,
@@ -236,7 +236,7 @@ impl StreamSource {
         }
         self.current = Some(Current {
             item,
-            reading: Reading::new(ReadFrom::Gone, (0, 0, 0), None),
+            reading: FileReading::new(ReadFrom::Gone, (0, 0, 0), None),
             size,
             patch: Some(Patching { file, plan, pages }),
         });
@@ -265,7 +265,7 @@ impl StreamSource {
                 let file = file.map_err(|error| reading::failed(&current.item, error))?;
                 let (offset, end) = (u64::from(range.start), u64::from(range.end));
                 let place = (offset * PAGE_BYTES, 0, end * PAGE_BYTES);
-                current.reading = Reading::new(ReadFrom::File(file), place, patching.pages);
+                current.reading = FileReading::new(ReadFrom::File(file), place, patching.pages);
                 let count = range.end - range.start;
                 self.stage(|staged| patch::put_pages(staged, range.start, count));
                 self.current = Some(current);

@@ -37,7 +37,7 @@ const KEYWORDS: [&str; 13] = [
 ];
 
 #[derive(Default)]
-struct Reading {
+struct ShellReading {
     items: Vec<ShellWord>,
     words: Vec<String>,
     word: Option<String>,
@@ -45,7 +45,7 @@ struct Reading {
     is_redirected: bool,
 }
 
-impl Reading {
+impl ShellReading {
     fn push(&mut self, letter: char) {
         self.word.get_or_insert_default().push(letter);
     }
@@ -95,7 +95,7 @@ fn item(words: Vec<String>, joint: CommandJoint) -> ShellWord {
 
 /// Takes a line, or several, apart.
 pub(super) fn items(text: &str) -> Vec<ShellWord> {
-    let mut reading = Reading::default();
+    let mut reading = ShellReading::default();
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
         let next = letters.peek().copied();
@@ -170,7 +170,7 @@ fn substituted(letters: &mut std::iter::Peekable<std::str::Chars<'_>>, word: &mu
 }
 
 /// `2>&1`, `>>file`, `<&-`: neither the number nor the file is a word of the command's.
-fn redirected(letters: &mut std::iter::Peekable<std::str::Chars<'_>>, reading: &mut Reading) {
+fn redirected(letters: &mut std::iter::Peekable<std::str::Chars<'_>>, reading: &mut ShellReading) {
     let is_number =
         |word: &String| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
     if reading.word.as_ref().is_some_and(is_number) {

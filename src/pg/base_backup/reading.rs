@@ -43,7 +43,7 @@ pub(crate) enum ReadFrom {
 }
 
 /// A file that is being read.
-pub(crate) struct Reading {
+pub(crate) struct FileReading {
     from: ReadFrom,
     /// The next byte to be read.
     pub offset: u64,
@@ -63,14 +63,14 @@ pub(crate) struct ReadPages {
     pub is_mended: bool,
 }
 
-impl Reading {
+impl FileReading {
     /// Reads this from an offset on, of a file of so many bytes; `crc32c` is that of what lies before.
     pub(crate) const fn new(
         from: ReadFrom,
         (offset, crc32c, len): (u64, u32, u64),
         pages: Option<Pages>,
-    ) -> Reading {
-        Reading {
+    ) -> FileReading {
+        FileReading {
             from,
             offset,
             len,

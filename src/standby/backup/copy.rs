@@ -14,7 +14,7 @@ use walmgr_protocol::names::Lsn;
 
 use crate::error::{CommandError, Result};
 use crate::output::progress::Counters;
-use crate::pg::base_backup::reading::{self, ReadFrom, Reading};
+use crate::pg::base_backup::reading::{self, FileReading, ReadFrom};
 use crate::pg::base_backup::{Arrived, BadBlock, Content, Item, listing};
 use crate::pg::control::{self, ControlFile};
 use crate::pg::layout;
@@ -114,7 +114,7 @@ impl SetCopy {
                 let len = note.len() as u64;
                 let from = ReadFrom::Note(note.clone());
                 self.begin(item, len)?;
-                self.pour(item, Reading::new(from, (0, 0, len), None), 0, false)
+                self.pour(item, FileReading::new(from, (0, 0, len), None), 0, false)
             }
             Content::File(listed) => {
                 let Some((file, metadata)) = reading::open(&self.roots, item, listed)? else {
@@ -133,7 +133,7 @@ impl SetCopy {
                         (ReadFrom::File(file), metadata.len())
                     }
                 };
-                let reading = Reading::new(from, (0, 0, len), pages);
+                let reading = FileReading::new(from, (0, 0, len), pages);
                 self.pour(item, reading, metadata.mtime(), is_shared)
             }
         }
@@ -151,7 +151,7 @@ impl SetCopy {
             let (file, _) = reading::open(&self.roots, item, listed)?.ok_or_else(gone)?;
             let mut bytes = Vec::new();
             let len = listed.size;
-            (Reading::new(ReadFrom::File(file), (0, 0, len), None))
+            (FileReading::new(ReadFrom::File(file), (0, 0, len), None))
                 .read(usize::try_from(len).unwrap_or(0), &mut bytes, self.start)
                 .map_err(|error| reading::failed(item, error))?;
             Ok(bytes)
@@ -162,7 +162,7 @@ impl SetCopy {
         let from = ReadFrom::Note(bytes.into());
         self.pour(
             item,
-            Reading::new(from, (0, 0, len), None),
+            FileReading::new(from, (0, 0, len), None),
             listed.modified_s,
             false,
         )?;
@@ -178,7 +178,7 @@ impl SetCopy {
     fn pour(
         &mut self,
         item: &Item,
-        mut reading: Reading,
+        mut reading: FileReading,
         modified_s: i64,
         is_shared: bool,
     ) -> Result<()> {
