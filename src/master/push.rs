@@ -142,9 +142,11 @@ pub(in crate::master) async fn push_watched(
                     offset,
                 );
                 match send_from(wire, &file, (offset, crc), blocks, &mut sender).await? {
-                    Sent::All(crc32) if is_unchanged() => Some(sender.source_ended(crc32)?),
-                    Sent::All(_) => Some(sender.source_changed()?),
-                    Sent::Interrupted(message) => Some(on_channel(sender.received(*message))?),
+                    BlocksSent::All(crc32) if is_unchanged() => Some(sender.source_ended(crc32)?),
+                    BlocksSent::All(_) => Some(sender.source_changed()?),
+                    BlocksSent::Interrupted(message) => {
+                        Some(on_channel(sender.received(*message))?)
+                    }
                 }
             }
             PushSenderAction::Finish(outcome) => {
@@ -165,7 +167,7 @@ fn on_channel(
     Ok(action.map_err(WireFault::from)?)
 }
 
-enum Sent {
+enum BlocksSent {
     /// Everything up to the source's end, whose CRC-32 over all of it this is.
     All(u32),
     /// The receiver spoke up before that.
@@ -178,7 +180,7 @@ async fn send_from(
     from: (u64, crc32fast::Hasher),
     blocks: Blocks,
     sender: &mut PushSender,
-) -> Result<Sent> {
+) -> Result<BlocksSent> {
     let (source, block_bytes) = (Arc::clone(file), blocks.block_bytes as usize);
     let mut packed = PackedBlocks::start(from, blocks, move |at, buffer| {
         let ahead = at.saturating_add(READ_AHEAD_BYTES);
@@ -192,13 +194,13 @@ async fn send_from(
             Ok(()) => sender.block_sent(raw_bytes)?,
             // The receiver may have said why before it stopped reading.
             Err(fault) => match refusal_behind(wire).await {
-                Some(message) => return Ok(Sent::Interrupted(Box::new(message))),
+                Some(message) => return Ok(BlocksSent::Interrupted(Box::new(message))),
                 None => return Err(fault.into()),
             },
         }
         packed.give_back(block);
     }
-    Ok(Sent::All(packed.crc32()))
+    Ok(BlocksSent::All(packed.crc32()))
 }
 
 fn unread(why: NoBlock<std::io::Error>) -> CommandError {

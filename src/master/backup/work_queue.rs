@@ -114,9 +114,9 @@ impl WorkQueue {
 
 /// What one stream has sent and not yet heard of.
 #[derive(Default)]
-pub(crate) struct OnItsWay(Mutex<HashMap<RelativePath, Sent>>);
+pub(crate) struct OnItsWay(Mutex<HashMap<RelativePath, SentItem>>);
 
-struct Sent {
+struct SentItem {
     item: Arc<Item>,
     /// The length that was announced.
     len: u64,
@@ -165,7 +165,7 @@ impl OnItsWay {
     }
 
     fn begin_as(&self, item: &Arc<Item>, len: u64, modified_s: i64, is_patch: bool) {
-        let sent = Sent {
+        let sent = SentItem {
             item: Arc::clone(item),
             len,
             modified_s,
@@ -306,7 +306,7 @@ impl OnItsWay {
     }
 }
 
-impl Sent {
+impl SentItem {
     /// Takes what will be sent again back from the progress.
     fn uncount(&mut self, load: &WorkQueue, kept_bytes: u64) {
         let again = self.counted_bytes.saturating_sub(kept_bytes);

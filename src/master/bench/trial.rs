@@ -122,7 +122,7 @@ pub(super) async fn measure(
     };
     while let Some(ended) = sending.join_next().await {
         let ended = ended.map_err(|error| CommandError::retry("send blocks").because(error))?;
-        let Sent {
+        let SentTrial {
             outcome,
             wire_bytes,
         } = ended?;
@@ -153,7 +153,7 @@ fn cpu_time() -> Duration {
     Duration::new(seconds, nanos)
 }
 
-struct Sent {
+struct SentTrial {
     outcome: TrialOutcome,
     wire_bytes: u64,
 }
@@ -163,7 +163,7 @@ async fn send(
     sample: Arc<RepeatedBytes>,
     settings: TrialSettings,
     size: u64,
-) -> Result<Sent> {
+) -> Result<SentTrial> {
     let Connection { mut wire, welcome } = connection;
     let block_bytes = (settings.blocks.block_bytes).min(welcome.block_bytes_max);
     let blocks = Blocks {
@@ -187,7 +187,7 @@ async fn send(
         }
     };
     wire.goodbye().await;
-    Ok(Sent {
+    Ok(SentTrial {
         outcome,
         wire_bytes,
     })
