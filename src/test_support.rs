@@ -137,7 +137,7 @@ pub mod store {
         };
     }
     pub mod sets {
-        pub use crate::store::sets::{BackupSets, Copying, TakenOver};
+        pub use crate::store::sets::{BackupSets, Copying, DeltaSource};
         pub mod fuzzing {
             pub use crate::store::sets::fuzzing::{hand_note, tar_stream};
         }

@@ -36,7 +36,7 @@ use crate::pg::{crossing, location};
 use crate::standby::absent_notes::AbsentNotes;
 use crate::standby::frozen::{Partials, Serving};
 use crate::standby::replay::{Asker, ControlFiles, StopFile, Watch};
-use crate::store::lineage::Asked;
+use crate::store::lineage::HistoryAnswer;
 use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError, Stored};
 use crate::wal::obstacle::Obstacles;
 use crate::wal::obstacle_walk::ObstacleWalk;
@@ -354,15 +354,15 @@ impl RestoreCall<'_> {
         };
         let asked = self.archive.asked(timeline, stop.is_some());
         match asked.map_err(|error| failed("read the histories", &error))? {
-            Asked::File => Ok(None),
-            Asked::Placeholder => {
+            HistoryAnswer::File => Ok(None),
+            HistoryAnswer::Placeholder => {
                 let served = self.hand_over(|each| {
                     each(PLACEHOLDER);
                     Ok(Obstacles::default())
                 });
                 served.map(Some)
             }
-            Asked::Nothing => {
+            HistoryAnswer::Nothing => {
                 self.remove_placeholder();
                 Ok(Some(ArchiveLook::Absent))
             }

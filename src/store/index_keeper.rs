@@ -34,7 +34,7 @@ const LOCAL: [u64; 5] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x2FC1_2FC1, 0x0102_1
 
 /// Keeps the indices of a process.
 pub(crate) struct IndexKeeper {
-    asked: Option<Sender<Asked>>,
+    asked: Option<Sender<IndexRequest>>,
     wake: Arc<OwnedFd>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct KeptIndex {
     wake: Arc<OwnedFd>,
 }
 
-struct Asked {
+struct IndexRequest {
     folder: Arc<Folder>,
     size: WalSegmentSize,
     alive: Weak<()>,
@@ -57,7 +57,7 @@ impl IndexKeeper {
             let told = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
             let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
             let (asked, asks) = channel();
-            let mut keeping = Keeping {
+            let mut keeper = KeeperThread {
                 told,
                 wake: Arc::clone(&wake),
                 asks,
@@ -65,7 +65,7 @@ impl IndexKeeper {
             };
             std::thread::Builder::new()
                 .name("names".to_owned())
-                .spawn(move || keeping.run())?;
+                .spawn(move || keeper.run())?;
             let asked = Some(asked);
             Ok::<_, io::Error>(IndexKeeper { asked, wake })
         };
@@ -84,7 +84,7 @@ impl IndexKeeper {
             .inspect_err(|error| tracing::debug!("no index of names is kept: {error}"))
             .ok()?;
         let alive = Arc::new(());
-        let asked = Asked {
+        let asked = IndexRequest {
             folder,
             size,
             alive: Arc::downgrade(&alive),
@@ -117,10 +117,10 @@ fn wake(wake: &OwnedFd) {
     let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
 }
 
-struct Keeping {
+struct KeeperThread {
     told: OwnedFd,
     wake: Arc<OwnedFd>,
-    asks: Receiver<Asked>,
+    asks: Receiver<IndexRequest>,
     /// By the number of their watch.
     folders: BTreeMap<i32, KeptFolder>,
 }
@@ -135,7 +135,7 @@ struct KeptFolder {
     due: Option<Instant>,
 }
 
-impl Keeping {
+impl KeeperThread {
     fn run(&mut self) {
         loop {
             self.wait();

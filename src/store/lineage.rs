@@ -84,7 +84,7 @@ pub enum Missing {
 
 /// What a server that asks for a history is to get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum HistoryAnswer {
     /// The file.
     File,
     /// Something that PostgreSQL takes for a history and never follows: it asks one number after
@@ -197,23 +197,23 @@ impl Lineage {
 
     /// What a server gets that asks for this history. A server that is about to open (`opens`) asks
     /// in order to find a number that no timeline has.
-    pub fn asked(&self, timeline: TimelineId, opens: bool) -> Asked {
+    pub fn asked(&self, timeline: TimelineId, opens: bool) -> HistoryAnswer {
         if self.facts.unreadable.contains_key(&timeline) {
             // Whoever reads it hears what is wrong with it.
-            return Asked::File;
+            return HistoryAnswer::File;
         }
         if self.counts(timeline) {
             // The past of the next timeline is copied from this file, so nothing else may stand for it.
             return match self.past(timeline) {
-                Some(_) => Asked::File,
-                None => Asked::Nothing,
+                Some(_) => HistoryAnswer::File,
+                None => HistoryAnswer::Nothing,
             };
         }
         let newer = self.newest().is_some_and(|newest| newest > timeline);
         let stands_between = newer && timeline > TimelineId::FIRST;
         match stands_between || (opens && self.taken.contains(&timeline)) {
-            true => Asked::Placeholder,
-            false => Asked::Nothing,
+            true => HistoryAnswer::Placeholder,
+            false => HistoryAnswer::Nothing,
         }
     }
 

@@ -50,7 +50,7 @@ use std::time::{Duration, Instant};
 use walmgr_protocol::message::partial::{At, Open};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName};
 
-use self::extents::Extent;
+use self::extents::PartialExtent;
 use self::file::PartialFile;
 use self::proven::Proven;
 use self::records::{scanner_at, start_of};
@@ -194,7 +194,9 @@ impl PartialStream {
             held.held_bytes = open.position.next_offset;
             let checked = open.position.checked();
             let read_back = None;
-            (shared.partials).change(segment, |extent| *extent = Extent { checked, read_back });
+            (shared.partials).change(segment, |extent| {
+                *extent = PartialExtent { checked, read_back }
+            });
             if checked.is_some_and(|checked| checked.is_whole(size)) {
                 read_back::begin(&shared.partial, &shared.partials, segment, size);
             }
@@ -266,7 +268,9 @@ impl PartialStream {
             held.acknowledge(&shared.partial, position.end)?;
         }
         let (checked, read_back) = (position.checked(), None);
-        (shared.partials).change(segment, |extent| *extent = Extent { checked, read_back });
+        (shared.partials).change(segment, |extent| {
+            *extent = PartialExtent { checked, read_back }
+        });
         // A push may have written behind what was frozen while this one waited for the name.
         freeze::refuse(&shared.partial, self.timeline)?;
         let state = match is_damaged {

@@ -21,7 +21,9 @@ use super::finished::{FinishedFile, StoredPiece};
 use super::folder::Folder;
 use super::health::Monitor;
 use super::joints::{JointVerdict, Joints};
-use super::lineage::{Asked, Lineage, LineageFacts, Missing, SegmentProgress, TimelineLine};
+use super::lineage::{
+    HistoryAnswer, Lineage, LineageFacts, Missing, SegmentProgress, TimelineLine,
+};
 use super::map_notes;
 use super::partial::{PartialEnd, acknowledged};
 use super::proof::{Prover, WalProof};
@@ -327,7 +329,7 @@ impl ArchiveReader {
     }
 
     /// What a server gets that asks for a timeline's history; see [`Lineage::asked`].
-    pub fn asked(&self, timeline: TimelineId, opens: bool) -> Result<Asked, StoreError> {
+    pub fn asked(&self, timeline: TimelineId, opens: bool) -> Result<HistoryAnswer, StoreError> {
         Ok(self.lineage(&[])?.asked(timeline, opens))
     }
 

@@ -486,7 +486,7 @@ mod extents {
     /// `struct fiemap_extent`
     #[repr(C)]
     #[derive(Clone, Copy, Default)]
-    struct Extent {
+    struct FileExtent {
         logical: u64,
         physical: u64,
         length: u64,
@@ -496,9 +496,9 @@ mod extents {
     }
 
     #[repr(C)]
-    struct Extents {
+    struct FileExtents {
         head: ExtentsHead,
-        extents: [Extent; ASKED as usize],
+        extents: [FileExtent; ASKED as usize],
     }
 
     pub(super) fn shared_bytes(file: BorrowedFd<'_>) -> Result<u64, Errno> {
@@ -522,8 +522,8 @@ mod extents {
     }
 
     #[allow(unsafe_code)] // No safe crate offers this call.
-    fn mapped_from(file: BorrowedFd<'_>, start: u64) -> Result<Extents, Errno> {
-        let mut mapped = Extents {
+    fn mapped_from(file: BorrowedFd<'_>, start: u64) -> Result<FileExtents, Errno> {
+        let mut mapped = FileExtents {
             head: ExtentsHead {
                 start,
                 length: TO_THE_END - start,
@@ -532,11 +532,11 @@ mod extents {
                 extent_count: ASKED,
                 reserved: 0,
             },
-            extents: [Extent::default(); ASKED as usize],
+            extents: [FileExtent::default(); ASKED as usize],
         };
         // SAFETY: the kernel writes at most `extent_count` extents behind the head, and that many are there; both
         // structures are plain numbers laid out as the kernel's header says, so whatever it writes is a value.
-        retry_on_intr(|| unsafe { ioctl(file, Updater::<FIEMAP, Extents>::new(&mut mapped)) })?;
+        retry_on_intr(|| unsafe { ioctl(file, Updater::<FIEMAP, FileExtents>::new(&mut mapped)) })?;
         Ok(mapped)
     }
 }

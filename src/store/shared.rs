@@ -18,7 +18,7 @@ use super::folder::Folder;
 use super::health::Monitor;
 use super::joints::Carried;
 use super::name_lock::NameLocks;
-use super::partial::extents::Extents;
+use super::partial::extents::PartialExtents;
 use super::partial::known_ends::KnownEnds;
 use super::recovery_report::RecoveryReport;
 use crate::config::{StandbyConfig, StoreCompression};
@@ -72,7 +72,7 @@ pub(super) struct Shared {
     pub(super) partial: Arc<Folder>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) names: NameLocks,
-    pub(super) partials: Arc<Extents>,
+    pub(super) partials: Arc<PartialExtents>,
     pub(super) ends: KnownEnds,
     pub(super) checksums: Checksums,
     pub(super) carried: Carried,

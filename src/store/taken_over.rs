@@ -26,7 +26,7 @@ static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
 
 /// How a file took over the content of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TakenOver {
+pub(crate) enum TakenContent {
     /// The two share their blocks until one of them is written.
     Shared,
     /// It has so many bytes of its own.
@@ -38,16 +38,16 @@ pub(crate) fn take_over(
     disk: &dyn Disk,
     from: BorrowedFd<'_>,
     into: BorrowedFd<'_>,
-) -> io::Result<TakenOver> {
+) -> io::Result<TakenContent> {
     // Whatever keeps it from sharing is found again, or not, when the content is written.
     if disk.share_content(from, into).is_ok() {
-        return Ok(TakenOver::Shared);
+        return Ok(TakenContent::Shared);
     }
     let len = disk.stat(from)?.len;
     // Its length first: the last of it may be a hole, and nobody waits for another's slice.
     disk.set_len(into, len)?;
     let stored = in_slices(len, |slice| copy_slice(disk, (from, into), slice))?;
-    Ok(TakenOver::Copied(stored.into_iter().sum()))
+    Ok(TakenContent::Copied(stored.into_iter().sum()))
 }
 
 /// Copies a slice; how much of it is no hole.

@@ -27,7 +27,7 @@ use crate::pg::set_place::taking::{self, DeltaWay, can_share, is_source};
 use crate::pg::set_place::{self, Occupant, SetPlace};
 use crate::standby::sets;
 use crate::store::ArchiveReader;
-use crate::store::sets::{Copying, HeldSet, TakenOver};
+use crate::store::sets::{Copying, DeltaSource, HeldSet};
 
 /// What was typed; refuses a place that is never replaced.
 pub(super) fn way_typed(restoring: &Restoring) -> Result<Option<DeltaWay>> {
@@ -97,7 +97,7 @@ impl Plan<'_> {
         Ok((Some(held), was_running))
     }
 
-    fn compare(&self, held: &HeldSet) -> Result<TakenOver> {
+    fn compare(&self, held: &HeldSet) -> Result<DeltaSource> {
         let (data, total_bytes) = (&self.place.data, self.total_bytes());
         let old = OldFiles::open(data).at(Kind::Retry, "open", data)?;
         tracing::info!("comparing {} with {}", data.display(), held.name());
@@ -111,7 +111,7 @@ impl Plan<'_> {
         compared.map_err(|error| sets::failed(&format!("compare with {}", held.name()), &error))
     }
 
-    fn take_over(&self, held: &HeldSet, taken: &mut TakenOver) -> Result<()> {
+    fn take_over(&self, held: &HeldSet, taken: &mut DeltaSource) -> Result<()> {
         let staging = self.place.staging();
         set_place::claim_tablespaces(&staging, &self.tablespaces)?;
         let copying = Copying {
@@ -127,7 +127,7 @@ impl Plan<'_> {
     }
 
     /// What files are cloned from, where that is asked for and there is something.
-    pub(super) fn cloned_from(&self, held: &HeldSet) -> Result<Option<TakenOver>> {
+    pub(super) fn cloned_from(&self, held: &HeldSet) -> Result<Option<DeltaSource>> {
         let place = &self.place;
         if self.delta != Some(DeltaWay::Beside) || place.occupant != Occupant::Old {
             return Ok(None);
@@ -148,7 +148,7 @@ impl Plan<'_> {
 }
 
 /// Says how much came from where.
-pub(super) fn tell_counts(taken: &TakenOver) {
+pub(super) fn tell_counts(taken: &DeltaSource) {
     let (taken_bytes, brought_bytes) = taken.counts();
     taking::tell_counts(taken_bytes, brought_bytes);
 }

@@ -282,9 +282,12 @@ fn fault_110_a_history_that_postgresql_would_not_find_does_not_count() {
     assert_eq!(lineage.newest(), Some(timeline(1)));
     assert_eq!(
         lineage.asked(timeline(0x7FFF_FFF0), true),
-        Asked::Placeholder
+        HistoryAnswer::Placeholder
     );
-    assert_eq!(lineage.asked(timeline(0x7FFF_FFF0), false), Asked::Nothing);
+    assert_eq!(
+        lineage.asked(timeline(0x7FFF_FFF0), false),
+        HistoryAnswer::Nothing
+    );
     let line = lineage.line_from(timeline(1), Lsn(MIB)).unwrap();
     assert_eq!(lineage.led(&line, Lsn(MIB)).end, Lsn(6 * MIB));
 }
@@ -294,12 +297,12 @@ fn fault_110_a_switch_point_before_acknowledged_wal_is_followed_by_nobody() {
     for early in [1, 4 * 4, 6 * 4 - 1] {
         let lineage = after(&[named(2, &[(1, early)]), whole(2, early / 4)]);
         assert_eq!(lineage.newest(), Some(timeline(1)));
-        assert_eq!(lineage.asked(timeline(2), false), Asked::Nothing);
+        assert_eq!(lineage.asked(timeline(2), false), HistoryAnswer::Nothing);
         // A server that opens takes another number.
-        assert_eq!(lineage.asked(timeline(2), true), Asked::Placeholder);
-        assert_eq!(lineage.asked(timeline(3), true), Asked::Nothing);
+        assert_eq!(lineage.asked(timeline(2), true), HistoryAnswer::Placeholder);
+        assert_eq!(lineage.asked(timeline(3), true), HistoryAnswer::Nothing);
         // PostgreSQL copies what it gets for its own timeline into the next history.
-        assert_eq!(lineage.asked(timeline(1), true), Asked::Nothing);
+        assert_eq!(lineage.asked(timeline(1), true), HistoryAnswer::Nothing);
     }
     // One that lies far ahead does not stop the master that goes on before it.
     let lineage = after(&[named(2, &[(1, 400)]), whole(1, 6), whole(1, 7)]);
@@ -499,7 +502,7 @@ fn fault_113_wal_older_than_the_archive_does_not_move_its_beginning() {
     let (name, forged) = named(5, &[(4, 4 * 100)]);
     let lineage = arrive(lineage, name, forged.as_ref());
     assert_eq!(lineage.newest(), Some(timeline(5)));
-    assert_eq!(lineage.asked(timeline(5), false), Asked::Nothing);
+    assert_eq!(lineage.asked(timeline(5), false), HistoryAnswer::Nothing);
     let line = lineage.line_to(timeline(5));
     assert_eq!(lineage.led(&line, Lsn(8 * MIB)).end, Lsn(10 * MIB));
 }

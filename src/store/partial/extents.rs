@@ -14,7 +14,7 @@ use crate::store::error::StoreError;
 
 /// What this process knows of a partial segment that it has written to.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Extent {
+pub(super) struct PartialExtent {
     /// What is known of the acknowledged bytes without reading them again.
     pub(super) checked: Option<CheckedRecords>,
     /// What the whole file was when it was read back.
@@ -62,22 +62,26 @@ impl ReadBack {
 
 /// The partial segments written to since the start.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Extents {
-    extents: Mutex<HashMap<SegmentName, Extent>>,
+pub(in crate::store) struct PartialExtents {
+    extents: Mutex<HashMap<SegmentName, PartialExtent>>,
     pub(super) reading_back: Busy,
 }
 
-impl Extents {
-    pub(super) fn of(&self, segment: SegmentName) -> Extent {
+impl PartialExtents {
+    pub(super) fn of(&self, segment: SegmentName) -> PartialExtent {
         self.map().get(&segment).copied().unwrap_or_default()
     }
 
-    pub(super) fn change(&self, segment: SegmentName, change: impl FnOnce(&mut Extent)) {
+    pub(super) fn change(&self, segment: SegmentName, change: impl FnOnce(&mut PartialExtent)) {
         change(self.map().entry(segment).or_default());
     }
 
     /// Changes what is known of a segment, unless that was forgotten.
-    pub(super) fn change_known(&self, segment: SegmentName, change: impl FnOnce(&mut Extent)) {
+    pub(super) fn change_known(
+        &self,
+        segment: SegmentName,
+        change: impl FnOnce(&mut PartialExtent),
+    ) {
         if let Some(extent) = self.map().get_mut(&segment) {
             change(extent);
         }
@@ -87,7 +91,7 @@ impl Extents {
         self.map().remove(&segment);
     }
 
-    fn map(&self) -> MutexGuard<'_, HashMap<SegmentName, Extent>> {
+    fn map(&self) -> MutexGuard<'_, HashMap<SegmentName, PartialExtent>> {
         // Each change is one assignment, so a panic elsewhere cannot have left half of one.
         self.extents.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,7 +19,7 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 
 use super::acknowledged;
 use super::anew::DIFFERS;
-use super::extents::{CheckedRecords, Extent};
+use super::extents::{CheckedRecords, PartialExtent};
 use super::file::PartialFile;
 use super::freeze::is_frozen;
 use super::records::{scanner_at, start_of};
@@ -250,7 +250,7 @@ impl Finishing {
     }
 
     fn forget_checked(&self) {
-        let forget = |extent: &mut Extent| extent.checked = None;
+        let forget = |extent: &mut PartialExtent| extent.checked = None;
         self.shared.partials.change_known(self.segment, forget);
     }
 

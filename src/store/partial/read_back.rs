@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use walmgr_protocol::names::SegmentName;
 
-use super::extents::{Extents, FileStamp, ReadBack, stamp};
+use super::extents::{FileStamp, PartialExtents, ReadBack, stamp};
 use super::file::PartialFile;
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
@@ -22,7 +22,12 @@ use crate::store::folder::Folder;
 const QUIET: Duration = Duration::from_millis(100);
 
 /// Begins in a thread of its own, which nobody waits for.
-pub(super) fn begin(folder: &Arc<Folder>, extents: &Arc<Extents>, segment: SegmentName, size: u64) {
+pub(super) fn begin(
+    folder: &Arc<Folder>,
+    extents: &Arc<PartialExtents>,
+    segment: SegmentName,
+    size: u64,
+) {
     if extents.reading_back.0.swap(true, Ordering::Relaxed) {
         return;
     }

@@ -22,11 +22,11 @@ use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::acknowledged;
 use super::anew::{DAMAGED, DIFFERS, Rewriting, refuse_more_copies};
-use super::extents::Extent;
+use super::extents::PartialExtent;
 use super::file::PartialFile;
 use super::open::{PartialStream, drop_later};
 use super::records::{RecordSearch, scanner_at, start_of};
-use super::state::{Comparison, HeldSegment, OpenSegment, SegmentState, WalkPosition};
+use super::state::{HeldSegment, OpenSegment, SegmentComparison, SegmentState, WalkPosition};
 use crate::store::binding::Binding;
 use crate::store::error::StoreError;
 use crate::store::shared::Shared;
@@ -117,7 +117,7 @@ impl OpenSegment {
     }
 }
 
-impl Comparison {
+impl SegmentComparison {
     /// The offset of the first of these bytes that is not what is held there, if there is one.
     fn compare(
         &mut self,
@@ -181,7 +181,7 @@ impl PartialStream {
             |kept| format!("the old WAL is kept as {kept}"),
         );
         tracing::error!("ALARM: {segment}: the master rewrote its WAL after {common}; {kept}");
-        (shared.partials).change(segment, |extent| *extent = Extent::default());
+        (shared.partials).change(segment, |extent| *extent = PartialExtent::default());
         open.position.crc = None;
         open.change(|state| match state {
             SegmentState::Rewriting(comparison, anew) => SegmentState::Writing(HeldSegment {

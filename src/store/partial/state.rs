@@ -58,9 +58,9 @@ pub(super) enum SegmentState {
     /// Its records end before what was acknowledged, and its file is still as it was found.
     Damaged(HeldSegment),
     /// It comes from its beginning once more, and is what is held so far.
-    Comparing(Comparison),
+    Comparing(SegmentComparison),
     /// It comes from its beginning once more, and what comes goes to another file, as it is not what is held.
-    Rewriting(Comparison, Rewriting),
+    Rewriting(SegmentComparison, Rewriting),
 }
 
 /// The file under the segment's name.
@@ -77,7 +77,7 @@ pub(super) struct HeldSegment {
 }
 
 /// What is held, while its master sends it from the beginning.
-pub(super) struct Comparison {
+pub(super) struct SegmentComparison {
     pub(super) held: HeldSegment,
     /// Whether the records that are held end before what was acknowledged.
     pub(super) is_damaged: bool,
@@ -122,13 +122,17 @@ impl OpenSegment {
         self.change(|state| match state {
             // There is nothing to compare with.
             SegmentState::Finished | SegmentState::New => state,
-            SegmentState::Writing(held) => SegmentState::Comparing(Comparison::of(held, false)),
-            SegmentState::Damaged(held) => SegmentState::Comparing(Comparison::of(held, true)),
+            SegmentState::Writing(held) => {
+                SegmentState::Comparing(SegmentComparison::of(held, false))
+            }
+            SegmentState::Damaged(held) => {
+                SegmentState::Comparing(SegmentComparison::of(held, true))
+            }
             SegmentState::Comparing(comparison) | SegmentState::Rewriting(comparison, _) => {
-                let Comparison {
+                let SegmentComparison {
                     held, is_damaged, ..
                 } = comparison;
-                SegmentState::Comparing(Comparison::of(held, is_damaged))
+                SegmentState::Comparing(SegmentComparison::of(held, is_damaged))
             }
         });
         Ok(())
@@ -236,9 +240,9 @@ impl HeldSegment {
     }
 }
 
-impl Comparison {
-    const fn of(held: HeldSegment, is_damaged: bool) -> Comparison {
-        Comparison {
+impl SegmentComparison {
+    const fn of(held: HeldSegment, is_damaged: bool) -> SegmentComparison {
+        SegmentComparison {
             held,
             is_damaged,
             has_common_record: false,

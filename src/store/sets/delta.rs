@@ -30,7 +30,7 @@ use crate::store::tree::Node;
 const THREADS: usize = 2;
 
 /// An old data directory, and what of it was taken over.
-pub struct TakenOver {
+pub struct DeltaSource {
     pub(super) old: OldFiles,
     /// By the path that the manifest has.
     entries: HashMap<RelativePath, FileEntry>,
@@ -55,7 +55,7 @@ pub(super) struct Verdict {
 impl HeldSet {
     /// Takes files over from this directory, which may be written meanwhile: they are cloned where the file system
     /// can do that, and copied from the set elsewhere.
-    pub(crate) fn beside(&self, old: OldFiles) -> Result<TakenOver, SetError> {
+    pub(crate) fn beside(&self, old: OldFiles) -> Result<DeltaSource, SetError> {
         let mut entries = HashMap::new();
         if let Some(manifest) = self.manifest()? {
             let bad = |fault| self.bad_manifest(&fault);
@@ -64,7 +64,7 @@ impl HeldSet {
                 entries.insert(entry.path.clone(), entry);
             }
         }
-        Ok(TakenOver {
+        Ok(DeltaSource {
             old,
             entries,
             verdicts: None,
@@ -79,13 +79,13 @@ impl HeldSet {
         &self,
         old: OldFiles,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<TakenOver, SetError> {
+    ) -> Result<DeltaSource, SetError> {
         let mut taken = self.beside(old)?;
         let mut files = self.files()?;
         self.check_names(&files, &taken.entries)?;
         // The longest first, so that nobody waits for a thread that began with it last.
         files.sort_by_key(|(path, len)| (std::cmp::Reverse(*len), path.clone()));
-        let comparison = Comparison {
+        let comparison = DirectoryComparison {
             set: self,
             taken: &taken,
             files: &files,
@@ -198,7 +198,7 @@ impl HeldSet {
     }
 }
 
-impl TakenOver {
+impl DeltaSource {
     /// How many bytes did not have to be brought, and how many were.
     pub(crate) const fn counts(&self) -> (u64, u64) {
         (self.taken_bytes, self.brought_bytes)
@@ -210,9 +210,9 @@ impl TakenOver {
 }
 
 /// Files that are compared by several threads.
-struct Comparison<'a> {
+struct DirectoryComparison<'a> {
     set: &'a HeldSet,
-    taken: &'a TakenOver,
+    taken: &'a DeltaSource,
     files: &'a [(PathBuf, u64)],
     next: AtomicUsize,
     bytes: AtomicU64,
@@ -220,7 +220,7 @@ struct Comparison<'a> {
     is_over: AtomicBool,
 }
 
-impl Comparison<'_> {
+impl DirectoryComparison<'_> {
     fn run(&self, progress: &mut dyn FnMut(u64)) -> Result<HashMap<PathBuf, Verdict>, SetError> {
         let (mut verdicts, mut told_bytes) = (HashMap::new(), 0);
         let mut buffer = vec![0; PIECE_BYTES];

@@ -92,7 +92,7 @@ use walmgr_protocol::names::BackupName;
 
 pub(crate) use clear_away::ClearedAway;
 pub(crate) use condition::Condition;
-pub use delta::TakenOver;
+pub use delta::DeltaSource;
 pub(crate) use error::SetError;
 pub(crate) use expire::Expiry;
 pub(crate) use file_writer::{FileWriter, SealedFile};

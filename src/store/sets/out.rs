@@ -15,7 +15,7 @@ use walmgr_protocol::limits::MANIFEST_BYTES_MAX;
 use walmgr_protocol::names::{BackupName, RelativePath};
 
 use super::BackupSets;
-use super::delta::TakenOver;
+use super::delta::DeltaSource;
 use super::error::SetError;
 use super::list::HeldSet;
 use super::lock::{Mode, NamesLock};
@@ -56,7 +56,7 @@ pub struct Copying<'a> {
     /// compared all the same.
     pub shares: bool,
     /// Files of an old data directory that are taken over where they are what the manifest lists, but for blocks.
-    pub taken: Option<&'a mut TakenOver>,
+    pub taken: Option<&'a mut DeltaSource>,
     /// Hears how many bytes more were written; whether to go on.
     pub progress: &'a mut dyn FnMut(u64) -> bool,
 }

@@ -20,7 +20,7 @@ use crate::pg::hashed_pages::AHEAD_BYTES;
 use crate::pg::listed::stored_path;
 use crate::pg::page;
 use crate::store::disk::read_full;
-use crate::store::taken_over::{TakenOver, take_over};
+use crate::store::taken_over::{TakenContent, take_over};
 
 /// What is read at once: whole pages.
 const PIECE_BYTES: usize = 256 << 10;
@@ -71,10 +71,10 @@ impl PatchedFile {
         let taken = take_over(&**disk, source.as_fd(), into);
         let taken = taken.map_err(|error| shared.failure("write", path, error))?;
         match taken {
-            TakenOver::Copied(bytes) => shared.note_stored(bytes),
+            TakenContent::Copied(bytes) => shared.note_stored(bytes),
             // XFS would keep 128 KiB for each page that is written, for half an hour. Where there is no such choice it is
             // as it is.
-            TakenOver::Shared => drop(disk.set_unshared_bytes(into, Some(UNSHARED_BYTES))),
+            TakenContent::Shared => drop(disk.set_unshared_bytes(into, Some(UNSHARED_BYTES))),
         }
         if len != listed.len {
             (disk.set_len(into, len)).map_err(|error| shared.failure("extend", path, error))?;
@@ -85,7 +85,7 @@ impl PatchedFile {
             listed,
             len,
             patch: PatchReader::new(len),
-            shares_blocks: taken == TakenOver::Shared,
+            shares_blocks: taken == TakenContent::Shared,
             written: Vec::new(),
             looks: Vec::new(),
         })

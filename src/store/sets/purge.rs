@@ -82,7 +82,7 @@ struct Superfluous {
 }
 
 /// What is needed, and of whom.
-struct NeededWal {
+struct ArchiveNeeds {
     needs: WalNeeds,
     oldest: Option<SegmentName>,
     held_by: Option<PathBuf>,
@@ -130,7 +130,7 @@ impl BackupSets {
         (keeping, gone): (Keeping, &[BackupName]),
         slave_data: Option<&Path>,
         needed: AskServer<'_>,
-    ) -> Result<NeededWal, SetError> {
+    ) -> Result<ArchiveNeeds, SetError> {
         let unknown = |why| SetError::Unknown { why };
         let of_server = match slave_data {
             Some(data) => needed(data).map_err(unknown)?,
@@ -175,7 +175,7 @@ impl BackupSets {
                 (oldest, held_by) = (of_server, Some(data));
             }
         }
-        Ok(NeededWal {
+        Ok(ArchiveNeeds {
             needs,
             oldest,
             held_by,
@@ -263,7 +263,7 @@ impl BackupSets {
 }
 
 impl Purged {
-    fn of(found: NeededWal, superfluous: &Superfluous) -> Purged {
+    fn of(found: ArchiveNeeds, superfluous: &Superfluous) -> Purged {
         let files = superfluous.stretches.iter().map(|stretch| stretch.files);
         Purged {
             oldest_needed: found.oldest,

@@ -219,8 +219,8 @@ impl VerifyRun<'_, '_> {
         Ok(ends)
     }
 
-    fn needed_by_set(&self) -> Result<NeededWal, SetError> {
-        let mut needed = NeededWal::default();
+    fn needed_by_set(&self) -> Result<SetWal, SetError> {
+        let mut needed = SetWal::default();
         for set in here(self.sets, self.request.set)?.iter().flatten() {
             let Some(from) = begin_of(set) else { continue };
             let wal = BackupWal::find(self.reader, &[], from, &BTreeSet::new())?;
@@ -452,13 +452,13 @@ impl VerifyRun<'_, '_> {
 
 /// The WAL that one set needs.
 #[derive(Default)]
-struct NeededWal {
+struct SetWal {
     timelines: BTreeSet<TimelineId>,
     /// The number of its first segment.
     begin: Option<(u64, WalSegmentSize)>,
 }
 
-impl NeededWal {
+impl SetWal {
     fn has(&self, segment: SegmentName) -> bool {
         let is_behind = self.begin.is_some_and(|(first, size)| {
             let number = segment.number(size);

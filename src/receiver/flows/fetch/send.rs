@@ -25,7 +25,7 @@ use crate::receiver::reports::FetchReport;
 use crate::receiver::shares::NoShare;
 use crate::receiver::worker::{AwaitedWork, FromWorker, Worker};
 use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
-use crate::store::lineage::Asked;
+use crate::store::lineage::HistoryAnswer;
 use crate::store::sets::{HeldSet, SetError, Streamed};
 use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError, StoredPiece};
 
@@ -240,7 +240,7 @@ fn send_file(
     let of = |error: StoreError| refusal::to_reader(&error);
     let archive = ArchiveReader::open(&cluster.completed_wals, Arc::new(RealDisk)).map_err(of)?;
     if let WalFileName::History(timeline) = name
-        && archive.asked(timeline, false).map_err(of)? == Asked::Nothing
+        && archive.asked(timeline, false).map_err(of)? == HistoryAnswer::Nothing
     {
         return Ok(FetchEnd::NotFound(NotFound::NothingLater));
     }
