@@ -1,9 +1,8 @@
 //! A test's name is one statement that fits into a line of a report, and a type's name stands for one thing.
 //! Never judges what a name says. Invariant: whoever adds one that is too long or taken sees it here first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::circles::room_of;
 use super::source::{Source, Tree, words};
 
 /// Longest name of a test, in characters.
@@ -12,25 +11,20 @@ const TEST_NAME_MAX: usize = 70;
 /// What defines a type.
 const DEFINITIONS: [&str; 4] = ["struct", "enum", "trait", "union"];
 
-/// Types of one name in two rooms.
+/// Types of one name in two places, of one room or of two.
 pub(super) fn of_types(tree: &Tree) -> Vec<String> {
-    let mut defined: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
+    let mut defined: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for source in tree.rust().filter(|source| source.path.contains("src/")) {
         let mut words = source.words().peekable();
         while let Some((_, word)) = words.next() {
             if let Some((at, name)) = words.peek().filter(|_| DEFINITIONS.contains(&word)) {
                 let place = format!("{}:{}", source.path, source.line_at(*at));
-                defined
-                    .entry(name)
-                    .or_default()
-                    .insert(room_of(&source.path), place);
+                defined.entry(name).or_default().push(place);
             }
         }
     }
-    defined.retain(|_, rooms| rooms.len() > 1);
-    let in_words = |(name, rooms): (&str, BTreeMap<&str, String>)| {
-        let places: BTreeSet<String> = rooms.into_values().collect();
-        let places: Vec<String> = places.into_iter().collect();
+    defined.retain(|_, places| places.len() > 1);
+    let in_words = |(name, places): (&str, Vec<String>)| {
         format!(
             "`{name}` stands for {} things: {}",
             places.len(),
@@ -72,28 +66,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_name_of_two_rooms_is_caught() {
-        let found = |files: [(&str, &str); 2]| {
+    fn a_type_name_of_two_places_is_caught() {
+        let beside = |path: &str, text: &str| {
+            let files = [("src/pg/a.rs", "struct A;"), (path, text)];
             let files = files.map(|(path, text)| (path.to_owned(), text.to_owned()));
             of_types(&Tree::of(files.to_vec()))
         };
-        let (one, other) = (
-            ("src/pg/a.rs", "struct A;"),
-            ("protocol/src/b.rs", "pub enum A {}"),
-        );
-        assert_eq!(
-            found([one, other]),
-            ["`A` stands for 2 things: protocol/src/b.rs:1, src/pg/a.rs:1"]
-        );
-        assert!(found([one, ("src/pg/b.rs", "struct A;")]).is_empty());
-        assert!(found([one, ("src/wal/b.rs", "impl A { fn b() {} }")]).is_empty());
-        assert!(
-            found([
-                one,
-                ("src/wal/b.rs", "#[cfg(test)]\nmod tests { struct A; }")
-            ])
-            .is_empty()
-        );
+        for (path, text, places) in [
+            (
+                "protocol/src/b.rs",
+                "pub enum A {}",
+                "2 things: protocol/src/b.rs:1, src/pg/a.rs:1",
+            ),
+            (
+                "src/pg/b.rs",
+                "pub enum A {}",
+                "2 things: src/pg/a.rs:1, src/pg/b.rs:1",
+            ),
+            (
+                "src/pg/b.rs",
+                "mod c {\nstruct A;\n}\ntrait A {}",
+                "3 things: src/pg/a.rs:1, src/pg/b.rs:2, src/pg/b.rs:4",
+            ),
+        ] {
+            assert_eq!(beside(path, text), [format!("`A` stands for {places}")]);
+        }
+        for text in [
+            "impl A { fn b() {} }",
+            "#[cfg(test)]\nmod tests { struct A; }",
+        ] {
+            assert!(beside("src/pg/b.rs", text).is_empty(), "{text}");
+        }
     }
 
     #[test]
