@@ -116,7 +116,7 @@ impl AuditLog {
         }
     }
 
-    /// The same; what is lost is noted in this file, whose disk may be another one.
+    /// Also notes in this file that lines were lost; the file may lie on another disk than the log.
     pub(crate) fn noting_losses_at(mut self, note: &Path) -> AuditLog {
         self.losses = Some(note.to_path_buf());
         self

@@ -154,7 +154,7 @@ impl Trace {
         !matches!(self.fate, Fate::Stays(_))
     }
 
-    /// The same, which stays if there is a reason.
+    /// Has the trace stay if there is a reason. A trace that stays already keeps its own reason.
     pub(crate) fn unless(self, why: Option<String>) -> Trace {
         match why {
             Some(why) if self.goes() => Trace {

@@ -191,7 +191,7 @@ impl CommandError {
         self
     }
 
-    /// The same, behind what a person was told already.
+    /// Adds to the hint, behind what it says already.
     #[must_use]
     pub fn and_hint(self, more: &str) -> Self {
         let hint = match &self.hint {
@@ -272,8 +272,8 @@ pub trait IoContext<T> {
     /// Turns an IO error into a [`CommandError`] of this kind, saying `doing path: error`.
     fn at(self, kind: Kind, doing: &str, path: &Path) -> Result<T>;
 
-    /// The same for a file that walmgr writes where the settings say: those are wrong, unless the
-    /// disk is full or failing.
+    /// Adds the path to an error of a file that walmgr writes where the settings say. The settings are
+    /// wrong then ([`Kind::Config`]), unless the disk is full or failing ([`Kind::Retry`]).
     fn at_setting(self, doing: &str, path: &Path) -> Result<T>;
 }
 

@@ -207,7 +207,7 @@ pub(crate) fn read_at_most(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     read_open_at_most(&open_file(path)?, bytes_max)
 }
 
-/// The same of a file that is open, from where it stands.
+/// At most `bytes_max` bytes of an open file, from its position on.
 pub(crate) fn read_open_at_most(file: &File, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.take(bytes_max).read_to_end(&mut content)?;
@@ -228,7 +228,7 @@ pub(crate) fn open_at_once(path: impl AsRef<Path>) -> io::Result<File> {
         .open(path)
 }
 
-/// The same, and refuses what is no file.
+/// Opens a file to read it without waiting for a FIFO's writer, and refuses anything but a file.
 fn open_file(path: &Path) -> io::Result<File> {
     only_a_file(open_at_once(path)?)
 }

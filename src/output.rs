@@ -173,7 +173,7 @@ pub fn last_words(line: &str) {
     }
 }
 
-/// The same members that the log gives its lines.
+/// An error as a line of JSON, with the members that lines of the log have.
 fn json_line(message: &str) -> String {
     let timestamp = jiff::Timestamp::now().to_string();
     let line = serde_json::json!({

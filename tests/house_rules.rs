@@ -8,6 +8,7 @@ mod faults;
 mod finished_files;
 mod names;
 mod source;
+mod standing_alone;
 mod whole_files;
 
 use arrows::ARROWS;
@@ -146,6 +147,11 @@ fn a_type_name_stands_for_one_thing() {
 #[test]
 fn names_of_tests_are_short() {
     check(names::of_tests);
+}
+
+#[test]
+fn a_doc_comment_stands_alone() {
+    check(standing_alone::in_docs);
 }
 
 #[test]

@@ -163,7 +163,7 @@ pub struct Unpacker {
 }
 
 impl Unpacker {
-    /// The same, with what it was unpacked from.
+    /// A block that travelled as `travelled` and states `raw_bytes`, with its raw bytes beside what travelled.
     pub fn unpack_block<'a>(
         &'a mut self,
         travelled: &'a Bytes,

@@ -75,7 +75,7 @@ impl Neighbours {
         })
     }
 
-    /// The same for a line of `.pgpass` with these fields.
+    /// Why a line of `.pgpass` with these fields stays, if another file of settings uses it.
     pub(crate) fn user_of_password(&self, fields: &str) -> Option<String> {
         if let Some(user) = self.passwords.get(fields) {
             return Some(format!("{} uses it, too", user.display()));

@@ -51,8 +51,9 @@ impl HostConfig {
         read.map(|(files, _)| files)
     }
 
-    /// The same for a process whose clusters have this in force: whoever is served goes before whoever comes, and a
-    /// file that is refused, here or by `load`, claims what its cluster keeps. Answers with what was loaded of each, too.
+    /// Reads the files for a process that serves clusters already, with `in_force` on the disk. A served cluster keeps
+    /// its paths against a new one. A file that is refused, here or by `load`, claims what its cluster keeps. Also
+    /// returns what `load` made of each file.
     ///
     /// A file is broken as well if its paths lie on a file system that does not answer.
     pub(crate) fn read_clusters_beside<Loaded: Send + 'static>(

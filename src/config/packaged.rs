@@ -31,7 +31,7 @@ pub(crate) fn typed_before(ini: &Path) -> String {
     }
 }
 
-/// The same for a line that may need root, and does the rest as the owner of the file.
+/// What stands before `walmgr` in a line that may need root, and that does the rest as the owner of the file.
 pub(crate) fn typed_by_root_before(ini: &Path) -> &'static str {
     match is_packaged(ini) && !rustix::process::geteuid().is_root() {
         true => "sudo ",

@@ -267,13 +267,13 @@ impl SampleWriter {
         let _ = writeln!(self.out, "{name} = {printed}");
     }
 
-    /// A line that shows what could be set.
+    /// A commented line with the example of the table.
     fn hint(&mut self, name: &str) {
         let example = keys::row(name, self.side).map_or("", |row| row.example);
         self.commented(name, example);
     }
 
-    /// The same with a value that fits this host.
+    /// A commented line with a value that fits this host.
     fn example(&mut self, name: &str, value: &str) -> Result<()> {
         let printed = ini::print_value(value).ok_or_else(|| inexpressible(name, &value))?;
         self.commented(name, &printed);

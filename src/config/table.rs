@@ -185,7 +185,7 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("fetch_rate", Host, RATE, "100MB", "Maximum bytes per second that masters fetch of backup sets, of all clusters together. A cluster's own fetch_rate holds within it.")
         .added(),
-    key("audit_log", Host, Path, "/var/log/postgresql/%(job_name)s.audit", "The same for what belongs to no cluster, and for clusters whose files have no audit_log.")
+    key("audit_log", Host, Path, "/var/log/postgresql/%(job_name)s.audit", "File that gets a line for each thing done that belongs to no cluster, or to a cluster without an audit_log.")
         .added(),
     key("metrics_listen", Host, Listen(METRICS_PORT), "127.0.0.1:7433", "Addresses on which metrics are served over HTTP, without a password. Unset: nowhere.")
         .added(),

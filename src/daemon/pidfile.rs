@@ -55,8 +55,8 @@ impl PidFile {
         Self::acquire_with(path, &own_id())
     }
 
-    /// The same for the pidfile of one cluster of many: commands that are given the cluster's file learn from it
-    /// which host's file the process serves.
+    /// Locks the pidfile of one cluster of many, and writes the path of the host's file behind this process's id.
+    /// Commands that are given the cluster's file learn from it which host's file the process serves.
     pub fn acquire_of_host(path: &Path, host_ini: &Path) -> Result<Self> {
         let mut text = own_id();
         text.extend_from_slice(HOST_WORD.as_bytes());

@@ -108,7 +108,7 @@ pub(in crate::master) struct Pushed {
     pub crc32: Option<u32>,
 }
 
-/// The same for a file that is watched: its offer needs no checksum, and one that changed is not committed.
+/// Pushes a file that may change meanwhile. The offer needs no checksum. A file that changed is not committed.
 pub(in crate::master) async fn push_watched(
     wire: &mut Wire,
     PushedFile { file, is_unchanged }: PushedFile<'_>,

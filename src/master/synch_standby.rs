@@ -79,7 +79,7 @@ pub(crate) fn run(
     set(&server_of(config), options, &typed.names)
 }
 
-/// The same for the server of a data directory: `walmgr --synch-standby NAMES`, as Skytools 3 spells it.
+/// Sets the names for the server of a data directory: `walmgr --synch-standby NAMES`, as Skytools 3 spells it.
 pub(crate) fn run_without_file(options: &Options, typed: &SynchStandbyArgs) -> Result<()> {
     set(
         &found_server(typed.pgdata.as_deref())?,

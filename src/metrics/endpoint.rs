@@ -93,7 +93,7 @@ impl MetricsService {
         }
     }
 
-    /// The same, if they say something else than before.
+    /// Calls [`MetricsService::listen_on`] if these are other addresses than those of the last call.
     pub(crate) fn follow(&mut self, addresses: &[ListenAddress]) {
         if self.asked != addresses {
             self.listen_on(addresses);

@@ -33,19 +33,19 @@ enum SampleValue {
 }
 
 impl Samples {
-    /// A value that goes up and down; one that is unknown is left out.
+    /// Adds a gauge: a value that can rise and fall. An unknown value adds nothing.
     pub(crate) fn gauge(&mut self, metric: Metric, value: impl Into<Option<f64>>) {
         let value = value.into().filter(|value| value.is_finite());
         self.put(metric, Vec::new(), value.map(SampleValue::Gauge));
     }
 
-    /// The same for a whole number.
+    /// Adds a gauge whose value is a whole number. An unknown value adds nothing.
     #[expect(clippy::cast_precision_loss, reason = "the format has floating point")]
     pub(crate) fn whole(&mut self, metric: Metric, value: impl Into<Option<u64>>) {
         self.gauge(metric, value.into().map(|value| value as f64));
     }
 
-    /// The same for what is or is not.
+    /// Adds a gauge that is 1 for `true` and 0 for `false`. An unknown value adds nothing.
     pub(crate) fn flag(&mut self, metric: Metric, value: impl Into<Option<bool>>) {
         self.gauge(metric, value.into().map(|value| f64::from(u8::from(value))));
     }

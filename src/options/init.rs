@@ -63,7 +63,7 @@ pub(crate) struct OldInit {
 pub(crate) enum InitSide {
     Master,
     Standby,
-    /// The same as --host
+    /// A host whose receiver serves many clusters, as with --host
     Host,
 }
 
@@ -103,7 +103,7 @@ impl InitArgs {
         }
     }
 
-    /// The same, typed as an option of Skytools.
+    /// These arguments, noting which option of Skytools was typed for them.
     pub(crate) fn typed_as(mut self, old: OldInit) -> InitArgs {
         self.old = Some(old);
         self

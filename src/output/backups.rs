@@ -135,12 +135,12 @@ fn table<const COLUMNS: usize>(
     text
 }
 
-/// The same for programs, an object a set.
+/// The list for programs: the JSON text of [`value`].
 pub fn json(backups: &[BackupLine]) -> String {
     value(backups).to_string()
 }
 
-/// The same as a value, to stand in another's. What is not known is null.
+/// The list as a JSON array with an object for each set. What is not known is null.
 pub fn value(backups: &[BackupLine]) -> Value {
     let sets = backups.iter().map(|backup| {
         let details = &backup.details;

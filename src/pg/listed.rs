@@ -71,7 +71,8 @@ impl Listed {
         self.finish_but(|_| false)
     }
 
-    /// The same where some files are going to come from elsewhere.
+    /// Behind the last file: a file that is not as it is listed, and why. A listed file that is missing is no fault if
+    /// `comes` says that it will come from elsewhere.
     pub(crate) fn finish_but(
         &self,
         comes: impl Fn(&RelativePath) -> bool,

@@ -90,7 +90,7 @@ impl Programs {
         self.search(name, major, Fit::Same)
     }
 
-    /// The same for a program that works with servers of its own version and of older ones.
+    /// A program that works with servers of its own version and of older ones, from where [`Programs::find`] looks.
     pub(crate) fn find_not_older(&self, name: &str, major: u8) -> Result<PathBuf> {
         self.search(name, major, Fit::NotOlder)
     }

@@ -39,7 +39,7 @@ impl Refusals {
         }
     }
 
-    /// Counts and logs a refusal of somebody who is at this address, but does not log every one of a flood.
+    /// Counts and logs a refusal of a peer of which only the address is known. Logs not every refusal of a flood.
     pub(crate) fn refused(&self, address: IpAddr, reason: RefusalReason, text: &str) {
         let who = Actor::Peer {
             name: None,
@@ -49,7 +49,7 @@ impl Refusals {
         self.refused_whom(address, reason, &who, text);
     }
 
-    /// The same of somebody of whom more is known.
+    /// Counts and logs a refusal of a peer whose name or key may be known. Logs not every refusal of a flood.
     pub(crate) fn refused_whom(
         &self,
         address: IpAddr,

@@ -137,7 +137,7 @@ pub(crate) fn run(
     ended
 }
 
-/// The same with the file of a host.
+/// `receiver`, or what `-d`, `-r`, `-s` and `-k` make of it, with the file of a host.
 pub(crate) fn run_host(
     host: &HostConfig,
     options: &Options,
@@ -350,7 +350,7 @@ async fn serve(
         }
     }
     daemon::tell_stopping();
-    // Before the port is closed: whoever sees that it is finds nobody who takes on work.
+    // Comes before the port is closed: nothing takes on work any more when a peer sees the port closed.
     daemon.stopping.cancel();
     for task in aside {
         task.abort();

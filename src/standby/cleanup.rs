@@ -48,7 +48,7 @@ const OWN_FOLDERS: [&str; 7] = [
     ".verified",
 ];
 
-/// Lists what goes, asks, and removes it.
+/// Lists what goes with the file of a cluster, asks, and removes it.
 pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: CleanupArgs) -> Result<()> {
     let (ini, others) = (&config.path, Neighbours::of(&config.path));
     refuse_while_used(config)?;
@@ -70,7 +70,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: CleanupArgs)
     cleanup::finish(ini, traces, options, typed, || refuse_while_used(config))
 }
 
-/// The same with a host's file, once no cluster is left.
+/// Lists what goes with a host's file, asks, and removes it. Fails while the host has a cluster.
 pub(crate) fn run_host(config: &HostConfig, options: &Options, typed: CleanupArgs) -> Result<()> {
     let (ini, others) = (&config.path, Neighbours::of(&config.path));
     refuse_while_host_is_used(config)?;

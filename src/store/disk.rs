@@ -23,7 +23,7 @@ pub struct FileStat {
     pub modified_ns: i64,
     /// When it or its name changed last, in nanoseconds since 1970.
     pub changed_ns: i64,
-    /// The same in milliseconds.
+    /// When it or its name changed last, in milliseconds since 1970.
     pub changed_ms: i64,
 }
 

@@ -184,7 +184,8 @@ impl Temporary {
         Temporary::create_in_as(TEMPORARY_PREFIX, folder, (final_name, len), form)
     }
 
-    /// The same for a file that lies there already in the other form, since `modified_ns`.
+    /// Creates a temporary for a file that lies there already in the other form. The temporary gets that file's time of
+    /// modification, in nanoseconds since 1970.
     pub(super) fn create_to_convert(
         folder: &Arc<Folder>,
         (final_name, modified_ns): (&str, i64),
@@ -242,7 +243,8 @@ impl Temporary {
         Ok(())
     }
 
-    /// The same with a block as it came: not copied, and stored as it is if it came packed.
+    /// Writes a block as it travelled behind the bytes before, without a copy. A block that came packed may be stored
+    /// as it came.
     pub(super) fn append_block(&mut self, block: &UnpackedBlock<'_>) -> Result<(), StoreError> {
         match self.packer.take() {
             None => self.write(block.raw())?,

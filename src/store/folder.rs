@@ -83,7 +83,7 @@ impl Folder {
         })
     }
 
-    /// The same directory for somebody whose failures are his own.
+    /// Opens the directory once more. Failures there go to this monitor and not to the one that is used so far.
     pub(super) fn again(&self, monitor: Arc<Monitor>) -> Result<Self, StoreError> {
         let folder = Folder::open(&self.path, Arc::clone(&self.disk), monitor)?;
         Ok(Folder {

@@ -108,7 +108,8 @@ impl Incoming {
         self.append(bytes, |temporary| temporary.append(bytes))
     }
 
-    /// The same with a block as it came, which is stored as it is if it came packed.
+    /// Appends a block as it travelled and checks its bytes on the way. After an error the upload is over. A block that
+    /// came packed may be stored as it came.
     pub fn write_block(&mut self, block: &UnpackedBlock<'_>) -> Result<(), StoreError> {
         self.append(block.raw(), |temporary| temporary.append_block(block))
     }

@@ -564,7 +564,7 @@ fn fault_107_a_start_keeps_what_is_not_kept_yet() {
     }
     drop(open(&places));
     for (sample, before) in samples.iter().zip(before) {
-        // The same, but for the words that nobody acknowledged it meanwhile, nor looked at its records before.
+        // Some words are left out: nobody acknowledged the file meanwhile, nor looked at its records before.
         let lines = |text: Vec<u8>| {
             let text = String::from_utf8(text).unwrap();
             let lines = text.lines().map(str::to_owned);

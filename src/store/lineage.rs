@@ -39,9 +39,9 @@
 //! forgery declared dead outgrows the claim, while a master that really failed soon writes no more.
 //! Meanwhile readers follow the claim, and the parent's new WAL is stored as WAL behind the end of its
 //! timeline. Once the parent has outgrown the claim, readers follow the parent again, and the history is set apart for
-//! good. The longer timeline wins in either direction, so no arrival makes readers end earlier. The same holds
-//! between two timelines that left one line: a claim does not hold against an older sibling that leads further, and is
-//! set apart at once where that one was opened here or chosen.
+//! good. The longer timeline wins in either direction, so no arrival makes readers end earlier. Two timelines that
+//! left one line compete likewise: a claim does not hold against an older sibling that leads further. The claim is
+//! set apart at once if the sibling was opened here or chosen.
 //!
 //! # A record that its server never ended
 //!
@@ -248,14 +248,14 @@ impl Lineage {
         finished.max(partial)
     }
 
-    /// Whether no note keeps readers from a finished segment. What is in progress has none: where an old
-    /// master has finished a segment that a boot froze, the part that was frozen goes on to count.
+    /// Whether a finished segment has no note that keeps readers from it. A note says nothing of the segment in
+    /// progress of that name: the records that a boot froze count even if the old master has finished the segment.
     pub fn is_plain(&self, segment: SegmentName) -> bool {
         self.note(WalFileName::Segment(segment)).is_none()
     }
 
-    /// The history that tells where a timeline comes from. One that is set apart tells it only to
-    /// those who ask for that very timeline, not about one that counts without it.
+    /// The history that says where a timeline comes from. A history that is set apart does not say it of a timeline
+    /// that counts without it.
     fn past(&self, timeline: TimelineId) -> Option<&History> {
         let noted = self.note(WalFileName::History(timeline)).is_some();
         let history = self.facts.histories.get(&timeline);

@@ -461,8 +461,9 @@ impl Stored {
         self.joined(read, before)
     }
 
-    /// The same, for whoever unpacks: a packed segment whose records all held when it was stored is handed over as it
-    /// is stored. Returns length and CRC-32 of the file, which whoever unpacks compares with what came of it.
+    /// Hands the file to `each` piece by piece, for a caller that can unpack. A packed segment whose records all held
+    /// when it was stored is handed over packed; any other file is handed over as it was before it was packed. Returns
+    /// the unpacked file's length in bytes and its CRC-32. The caller compares both with what it unpacked.
     ///
     /// # Errors
     /// As [`Stored::read_verified`].

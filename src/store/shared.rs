@@ -155,7 +155,8 @@ impl StoredCheck {
         self.finish_at_end_of(content).err()
     }
 
-    /// The same, or the scanner at its end; a file that cannot be unpacked was not shown to its end.
+    /// What is wrong with the file that was shown, or else the scanner at the end of a segment that was walked through.
+    /// A file that cannot be unpacked is wrong: it was not shown to its end.
     pub(super) fn finish_at_end_of(
         self,
         content: &ExistingContent,

@@ -49,7 +49,7 @@ pub trait Tree {
     /// Opens a file for reading; never waits, not even for a FIFO.
     fn open_file(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd>;
 
-    /// What a file takes on the disk; of one that was just written what it will take is known once it was synced.
+    /// The room that a file takes on the disk. The file system may know the room only after a sync of the file.
     fn file_use(&self, file: BorrowedFd<'_>) -> io::Result<FileUse> {
         let _ = file;
         Err(rustix::io::Errno::OPNOTSUPP.into())

@@ -66,7 +66,7 @@ impl ReceiverTarget {
         self.connect_as(role, Some(cluster), timeline).await
     }
 
-    /// The same for one who only reads, and may have lost the cluster's files.
+    /// Connects, and introduces this side as a tool that only reads. Its cluster is unknown if its files are lost.
     pub async fn connect_to_read(&self, cluster: Option<ClusterIdentity>) -> Result<Connection> {
         let timeline = TimelineId::FIRST;
         self.connect_as(Role::Tool, cluster, timeline).await

@@ -183,7 +183,8 @@ impl Wire {
         }
     }
 
-    /// The same; a silence longer than `silence` in between is an end, and a ping is none.
+    /// The next frame that is about something; pings are answered on the way. Fails if no frame comes for longer than
+    /// `silence`. A ping is a frame, too.
     pub async fn next_within(&mut self, silence: Duration) -> Result<Frame, WireFault> {
         self.flush().await?;
         loop {
@@ -339,7 +340,7 @@ mod tests {
         wires(ByteStream::Plain(client), ByteStream::Plain(receiver))
     }
 
-    /// The same within TLS.
+    /// Two ends that know each other and talk within TLS, with as little room between them as the kernel gives.
     async fn secured_ends() -> (Wire, Wire) {
         let folder = tempfile::tempdir().unwrap();
         let identity = |name: &str| {

@@ -203,8 +203,8 @@ impl Scanner {
         self
     }
 
-    /// Hands out what the records change whose beginning it saw, if it notes that, and where the record begins that
-    /// runs on and changes more. Notes no more.
+    /// Takes the changes out of a scanner that notes them: those of all records whose beginning it saw. Beside them
+    /// stands the begin of a record that is not complete yet and may change more. The scanner then notes no changes.
     pub fn take_changes(&mut self) -> Option<(Changes, Option<Lsn>)> {
         let reader = self.changes.take()?;
         let is_open = match self.state {

@@ -105,7 +105,7 @@ impl Welcome {
         }
     }
 
-    /// The same from one that packs segments at this level.
+    /// This welcome from a receiver that packs segments at this level of zstd; 0 stands for not at all.
     #[must_use]
     pub fn storing_at(mut self, level: u8) -> Self {
         self.store_level = level;

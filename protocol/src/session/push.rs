@@ -262,7 +262,7 @@ impl Standing for PushSenderState {
 /// What the archive holds under an offered name.
 #[derive(Debug)]
 pub enum PushHeld<P> {
-    /// The same file, durable.
+    /// The offered file, durable.
     Same(P),
     /// Another file.
     Other(Digest),

@@ -133,7 +133,8 @@ fn read_word(stream: &UnixStream, until: Instant) -> io::Result<AgentWord> {
     AgentWord::read(kind, &body).map_err(io::Error::other)
 }
 
-/// The same as that of the library, but for the end of its patience: one that lets bytes drip has no more time.
+/// Fills `buffer`, or fails at `until`. A peer that lets bytes drip gets no more time, as `Read::read_exact` would
+/// give it.
 fn read_exact(mut stream: &UnixStream, mut buffer: &mut [u8], until: Instant) -> io::Result<()> {
     while !buffer.is_empty() {
         let left = until.saturating_duration_since(Instant::now());

@@ -41,7 +41,7 @@ enum ShippedFor {
     Asker,
     /// Whoever will ask: it is ready.
     Ready,
-    /// The same, and its records are shipped, so it costs next to nothing.
+    /// The server has closed the file. Its records are shipped already, so finishing it costs next to nothing.
     Closed,
 }
 

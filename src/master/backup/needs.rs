@@ -17,11 +17,12 @@ use crate::pg::base_backup::{Content, Item};
 use crate::pg::control::ControlFile;
 use crate::pg::relation::RelationFile;
 
-/// How long the standby waits for WAL up to the beginning of the backup, once the server was told to finish the segment:
-/// the archiver's pause after a failure, and some more.
+/// How long the standby waits for WAL up to the beginning of the backup after the server was told to finish the
+/// segment, in seconds: the archiver's pause after a failure, and some more.
 pub(crate) const WAL_WAIT_S: u32 = 90;
 
-/// The same where the server finishes it whenever it likes: what streams records has sent them by then.
+/// How long the standby waits for that WAL where walmgr may not have the server finish the segment, in seconds. A
+/// syncdaemon has sent the records by then.
 pub(crate) const UNSWITCHED_WAL_WAIT_S: u32 = 5;
 
 /// Which kind of backup it is.

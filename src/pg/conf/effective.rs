@@ -32,7 +32,7 @@ pub fn last_setter(config_file: &Path, data: &Path, name: &str) -> Result<Option
     search(config_file, None, data, name)
 }
 
-/// The same without `postgresql.auto.conf`: what counts once `ALTER SYSTEM` has let go of it.
+/// The last line that sets `name` outside `postgresql.auto.conf`: the one that counts after `ALTER SYSTEM RESET`.
 pub(crate) fn last_setter_beneath(
     config_file: &Path,
     data: &Path,

@@ -288,7 +288,7 @@ impl Host<'_> {
                 .map(|folder| folder.join(file))
                 .contains(&PathBuf::from(text)),
         };
-        // The same as this host's own is another server's where the copy goes elsewhere.
+        // A `data_directory` with the value of this host's own file is another server's directory.
         let is_own =
             || name != "data_directory" && value(self.own, name).is_some_and(|own| own == text);
         (!fits && !is_own()).then_some(why)

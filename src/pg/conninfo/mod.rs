@@ -218,7 +218,7 @@ impl fmt::Debug for Conninfo {
 }
 
 impl Conninfo {
-    /// The same for replication; `target_session_attrs` is asked by SQL and falls away.
+    /// These parameters for a replication connection. It takes no SQL, so `target_session_attrs` has no effect.
     #[must_use]
     pub(crate) fn for_replication(self) -> Conninfo {
         Conninfo {

@@ -16,7 +16,7 @@ pub(crate) struct ClusterMeter {
     pub segments: Counter,
     /// Bytes of WAL that were received, as the server wrote them.
     pub raw_bytes: Counter,
-    /// The same as they came over the network.
+    /// Bytes of that WAL as they came over the network, packed or not.
     pub wire_bytes: Counter,
     /// From an offer until the file was durable.
     pub durations: Histogram,

@@ -149,7 +149,7 @@ mod tests {
         let (a, b, c) = (cluster(1), cluster(2), cluster(3));
         let of_a = [listing(Bound(a)), silent(Bound(b)), silent(Unbound)];
         assert_eq!(choose(&of_a, Some(a)), Ok(0));
-        // The same whether the other is served here or not.
+        // The answer does not tell whether the other cluster is served here.
         assert_eq!(choose(&of_a, Some(b)), Err(NotChosen::Foreign(vec![a])));
         assert_eq!(choose(&of_a, Some(c)), Err(NotChosen::Foreign(vec![a])));
         assert_eq!(choose(&of_a, None), Ok(0));
@@ -184,7 +184,8 @@ mod tests {
         assert_eq!(choose(&others, Some(a)), Ok(1));
     }
 
-    /// The same once more, as a question to each candidate: is there a reason to take another before it?
+    /// What [`choose`] has to take, found in another way: each candidate gets a rank, and the best one is taken if it
+    /// has the rank alone and is not broken.
     fn model(candidates: &[Candidate], theirs: Option<ClusterIdentity>) -> Option<usize> {
         let rank = |one: &Candidate| match (one.lists_peer, one.state, theirs) {
             (false, ..) => None,

@@ -14,7 +14,8 @@ use crate::pg::layout;
 use crate::pg::set_place::SetPlace;
 use crate::pg::tablespace_map;
 
-/// Which tablespace goes where.
+/// Where the tablespaces go that the user typed a place for: directories by OID. The other tablespaces go below the
+/// data directory. Fails if the set lacks a tablespace.
 pub(super) fn mapping(
     set: &Path,
     asked: &[(PathBuf, PathBuf)],
@@ -38,7 +39,8 @@ pub(super) fn mapping(
     assign(&known, asked, place)
 }
 
-/// The same for tablespaces that are known by their OIDs and places on the master.
+/// Where the `known` tablespaces go that the user typed a place for: directories by OID. `known` has the place on the
+/// master of each OID. The other tablespaces go below the data directory.
 pub(super) fn assign(
     known: &BTreeMap<OsString, PathBuf>,
     asked: &[(PathBuf, PathBuf)],
@@ -59,12 +61,12 @@ pub(super) fn assign(
     Ok(mapping)
 }
 
-/// The mappings for tablespaces that the set does not have.
+/// The typed mappings of tablespaces that `set` does not have.
 pub(super) fn later(set: &Path, asked: &[(PathBuf, PathBuf)], place: &SetPlace) -> Result<Later> {
     later_of(&tablespaces(set)?, asked, place)
 }
 
-/// The same for tablespaces that are known.
+/// The typed mappings of tablespaces other than the `known` ones, which are places on the master by OID.
 pub(super) fn later_of(
     known: &BTreeMap<OsString, PathBuf>,
     asked: &[(PathBuf, PathBuf)],

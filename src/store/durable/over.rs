@@ -44,7 +44,7 @@ impl SyncedTemporary {
         folder.sync()
     }
 
-    /// The same bytes, packed if they were not and the other way round.
+    /// Copies the temporary into the other form: packs what is plain, unpacks what is packed.
     fn in_other_form(self, text: &str) -> Result<SyncedTemporary, StoreError> {
         let folder = &self.name.folder;
         let form = match self.is_packed {
@@ -112,7 +112,8 @@ impl Folder {
         self.put_stored_over((packed.as_deref().unwrap_or(from), is_packed), to, kept)
     }
 
-    /// The same for a file that has the name `from` on the disk.
+    /// Gives the file that has the name `from` on the disk the name `to`, for good. The file that had the name `to` is
+    /// kept as `kept`, durable before that. Both have to be stored in one form.
     fn put_stored_over(
         self: &Arc<Self>,
         (from, is_packed): (&str, bool),

@@ -243,8 +243,8 @@ impl Lineage {
         false
     }
 
-    /// The timelines that came from this one in the segment in which it began: theirs has its records too, and
-    /// PostgreSQL never archives one of its own but as `.partial`.
+    /// The timelines that left this one in its `first` segment. Their segment of that number has this timeline's
+    /// records too. PostgreSQL archives this timeline's own only as `.partial`.
     fn left_within(&self, history: &History, first: u64) -> impl Iterator<Item = TimelineId> {
         let (timeline, past) = (history.timeline(), history.ancestors());
         let size = self.facts.size.bytes();

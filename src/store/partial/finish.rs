@@ -207,7 +207,7 @@ impl Finishing {
         self.append(|own| own.write(bytes))
     }
 
-    /// The same with a block as it came.
+    /// Writes a block as it travelled behind the prefix and the bytes before. They are checked with the whole.
     pub fn write_block(&mut self, block: &UnpackedBlock<'_>) -> Result<(), StoreError> {
         self.append(|own| own.write_block(block))
     }

@@ -61,7 +61,8 @@ pub(in crate::store) fn partial_end(
     Ok(looked.map(|looked| looked.found))
 }
 
-/// The same, with what the records say of commits.
+/// Where a partial segment ends, and when the commits in its records were; `None` if it holds nothing, or a push has
+/// finished it meanwhile.
 pub(in crate::store) fn look_at_partial(
     folder: &Folder,
     binding: &Binding,

@@ -72,7 +72,7 @@ impl Condition {
 }
 
 impl BackupSets {
-    /// Looks at the set in this directory.
+    /// How the set in this directory is.
     pub(super) fn condition(
         &self,
         root: BorrowedFd<'_>,
@@ -82,7 +82,8 @@ impl BackupSets {
         self.examine(root, set, label).0
     }
 
-    /// The same, and what its manifest says, as far as that can be believed.
+    /// How the set in this directory is, and what its manifest says. The manifest is empty where it could not be read,
+    /// is damaged, or the label is.
     pub(super) fn examine(
         &self,
         root: BorrowedFd<'_>,

@@ -54,7 +54,7 @@ fn third_backup(root: &Path, wal: &DurableWal, disk: &Arc<dyn Disk>) -> Run {
     }))
 }
 
-/// The same, built on the second.
+/// A third set that is built on the second arrives and is sealed.
 fn third_backup_on_the_second(root: &Path, wal: &DurableWal, disk: &Arc<dyn Disk>) -> Run {
     third(sets(root, disk).and_then(|sets| {
         let lease = lease(&sets)?;
@@ -130,7 +130,8 @@ fn fault_214_a_pinned_set_survives_a_power_cut_at_any_step() {
     assert!(cuts > 100, "{cuts}");
 }
 
-/// The same states under every cut: `false` once the run came to its end.
+/// Cuts the power after `after` operations, and inspects each state in which the disk may then be. Returns `false` if
+/// the run came to its end.
 fn cut_once(
     scenario: &Scenario,
     after: usize,

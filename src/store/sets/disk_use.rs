@@ -19,7 +19,7 @@ use crate::store::durable::TREE_DEPTH_MAX;
 use crate::store::tree::Node;
 
 impl BackupSets {
-    /// Measures one set of which it is not known what it takes by now; `false` when there is none.
+    /// Measures one set whose use of the disk is unknown or outdated. Returns `false` if there is no such set.
     pub(crate) fn measure_next(&self) -> Result<bool, SetError> {
         let roots = self.keyed()?;
         let keys: Vec<SetKey> = roots.iter().map(|(key, _)| *key).collect();

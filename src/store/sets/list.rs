@@ -202,7 +202,7 @@ impl BackupSets {
         Ok(self.look_at(self.open_all()?)?.0)
     }
 
-    /// The same, for somebody who has nothing locked.
+    /// The sets as their directories were opened, the newest first. Locks the names itself, and only meanwhile.
     pub(super) fn open_now(&self) -> Result<Vec<ListedName>, SetError> {
         let names = NamesLock::acquire(&self.parent, &self.lock_name(), Mode::Shared)?;
         let opened = self.open_all();

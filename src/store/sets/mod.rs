@@ -134,7 +134,7 @@ pub struct BackupSets {
 type RemovalTeller = Arc<dyn Fn(&AuditEvent<'_>) + Send + Sync>;
 
 impl BackupSets {
-    /// The same sets; whatever goes is told of before.
+    /// These sets, where `told` hears of each removal before it happens.
     pub(crate) fn telling(
         mut self,
         told: impl Fn(&AuditEvent<'_>) + Send + Sync + 'static,

@@ -235,7 +235,7 @@ impl BackupSets {
 
 #[cfg(test)]
 impl ParentOfSet {
-    /// The same, whose manifest lists a file so.
+    /// This set, as if its manifest listed a file with this digest.
     pub(super) fn listing(mut self, path: RelativePath, digest: FileDigest) -> Self {
         self.files.insert(path, digest);
         self

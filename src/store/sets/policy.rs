@@ -68,7 +68,7 @@ impl Keeping {
         }
     }
 
-    /// The same for somebody who says on this host what goes, whatever its age.
+    /// These rules without a minimum age, for a person who says on this host what goes.
     pub(crate) const fn at_any_age(self) -> Keeping {
         Keeping {
             minimum_age: Duration::ZERO,

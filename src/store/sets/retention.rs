@@ -44,7 +44,7 @@ impl BackupSets {
         self.retention_of(self.list()?, keeping)
     }
 
-    /// The same before something goes; fails while somebody has to look at a set.
+    /// What becomes of the sets, before something goes. Fails while the disk does not let a set be read.
     pub(super) fn retention_sure(&self, keeping: Keeping) -> Result<Retention, SetError> {
         let listed = self.list()?;
         for set in &listed {
@@ -56,7 +56,8 @@ impl BackupSets {
         self.retention_of(listed, keeping)
     }
 
-    /// The same, and a set that somebody reads this moment stays.
+    /// What becomes of the sets at this moment, before something goes. A set that is being read stays. Fails while the
+    /// disk does not let a set be read.
     pub(super) fn retention_now(&self, keeping: Keeping) -> Result<Retention, SetError> {
         let mut retention = self.retention_sure(keeping)?;
         if retention.goes().next().is_some() {

@@ -112,7 +112,7 @@ impl HeldSet {
         })
     }
 
-    /// Hands the stream from an offset on to `each`, piece by piece; ends when that has seen enough.
+    /// Hands the stream from an offset on to `each`, piece by piece. Ends when `each` has seen enough.
     pub fn stream(
         &self,
         from: u64,
@@ -121,7 +121,8 @@ impl HeldSet {
         TarSender::new(self, from, each).send()
     }
 
-    /// The same for its outline: all that whoever has an old data directory cannot take from there.
+    /// Hands the outline of the stream to `each`, from an offset on: the stream without the files that a receiver may
+    /// take from an old data directory. Ends when `each` has seen enough.
     pub fn outline(
         &self,
         from: u64,

@@ -141,7 +141,7 @@ pub(crate) fn sample_stream(version: u8) -> Vec<u8> {
     stream_of(version, Tar::file)
 }
 
-/// The same for a set that is built on an older version.
+/// The stream of a set that is built on an older version: of [`PAGES_FILE`] it has only the page that differs.
 pub(crate) fn incremental_stream(version: u8) -> Vec<u8> {
     stream_of(version, |tar, path, content| {
         if path != PAGES_FILE.as_bytes() {

@@ -32,7 +32,7 @@ pub(crate) struct VerifyFinding {
 pub(crate) struct FaultPlace {
     /// Bytes from the file's beginning.
     pub offset_bytes: Option<u64>,
-    /// The same in WAL.
+    /// The place's LSN, where the file is WAL and it is known.
     pub lsn: Option<Lsn>,
 }
 

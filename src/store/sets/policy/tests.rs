@@ -121,7 +121,7 @@ fn days_keep_the_set_that_the_window_begins_behind() {
     assert_eq!(kept(&sets, weekly).len(), 20);
 }
 
-/// The same sets, of which all but so many of the newest were sealed so many days earlier.
+/// These sets, where all but the `newest` newest were sealed `days` days earlier.
 fn paused(mut sets: Vec<RetainedSet>, newest: usize, days: i64) -> Vec<RetainedSet> {
     for set in &mut sets[newest..] {
         set.sealed_ms -= days * DAY_MS;
