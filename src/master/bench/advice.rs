@@ -58,7 +58,8 @@ impl fmt::Display for Advice {
         }
         write!(
             out,
-            "\nOne connection then sends {:.2} times what it sends now, {jobs} at once {:.2} times what one sends.",
+            "\nOne connection then sends {:.2} times as fast as now. All connections of a backup ({jobs}) \
+            together send {:.2} times as fast as one.",
             times(&self.alone, &self.now),
             times(&self.together, &self.alone),
         )
@@ -120,7 +121,9 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("3.00 times what it sends now, 2 at once 1.50"),
+            text.contains(
+                "3.00 times as fast as now. All connections of a backup (2) together send 1.50"
+            ),
             "{text}"
         );
         assert!(!text.contains("block_size"), "{text}");
