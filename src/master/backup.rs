@@ -80,7 +80,7 @@ const ARCHIVER_PAUSE: Duration = Duration::from_secs(60);
 /// Attempts of the archiver that the end of a backup waits for.
 const ARCHIVER_ATTEMPTS: u32 = 3;
 
-/// So many seconds a rehearsal waits for finished segments: as long as somebody at a screen does.
+/// How long a rehearsal waits for finished segments, in seconds: as long as a person waits at a screen.
 const REHEARSAL_WAIT_S: u32 = 10;
 
 /// Makes a base backup; one that lacks something fails in the end unless that is allowed.

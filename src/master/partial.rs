@@ -42,8 +42,9 @@ pub(crate) struct MasterReach {
     pub flushed: Option<Lsn>,
 }
 
-/// How far what is written may be ahead of what is flushed where commits wait: a pass has to end for them to be told. Never
-/// into the next segment: what a power cut takes from the master is then in the one that the standby compares first.
+/// How far behind the flushed WAL a pass may ship written WAL while commits wait, in bytes: commits are told only when
+/// a pass ends. The segment's end is a bound, too: what a power cut takes from the master then lies in the segment that
+/// the standby compares first.
 const AHEAD_OF_FLUSH_BYTES: u64 = 1 << 20;
 
 impl MasterReach {
@@ -222,7 +223,7 @@ impl Shipper {
         &self.files
     }
 
-    /// Where the WAL begins that this connection has seen to. Of what is before it nothing is known here.
+    /// Where the WAL begins that this connection has seen to. The connection knows nothing of earlier WAL.
     pub(crate) const fn from(&self) -> Lsn {
         self.from
     }

@@ -155,8 +155,8 @@ fn newest_timeline(control: &ControlFile, data: &DataDirectory) -> Result<Timeli
     Ok(newest)
 }
 
-/// The newest segment that holds WAL of its own, as far as its first page tells. Those that were
-/// recycled for later have old pages.
+/// The beginning of the newest segment that the server has written to, or the checkpoint if that is behind
+/// it. A segment that was recycled for later still begins with an old page.
 fn last_written(files: &WalFiles, checkpoint: Lsn) -> Lsn {
     let mut newest = files.containing(checkpoint);
     while let Some(next) = files.next(newest).filter(|next| files.exists(*next)) {

@@ -108,7 +108,7 @@ impl SynchNote {
         self.write()
     }
 
-    /// Notes that of all values only this may be set; none removes the note.
+    /// Notes that only this value may be set. `None` removes the note.
     pub(crate) fn keep_only(&mut self, value: Option<&str>) -> Result<()> {
         self.values.retain(|noted| Some(noted.as_str()) == value);
         self.save()

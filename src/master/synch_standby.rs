@@ -251,7 +251,7 @@ impl SynchServer {
         }
     }
 
-    /// Refuses names of which commits would wait for ever.
+    /// Refuses names that would have commits wait for ever.
     async fn check_standbys(&self, session: &Session, names: &SynchronousNames) -> Result<()> {
         let senders = session.wal_senders().await?;
         let streams = |sender: &&WalSender| sender.state == "streaming" && sender.tells_flushed;

@@ -149,8 +149,8 @@ impl UnshippedScan {
         }
     }
 
-    /// The first segment behind this one that is there with WAL of its own. Where there is one this one was removed;
-    /// else it was not made yet.
+    /// The first segment behind `absent` that the server has written to. If there is one, `absent` was removed;
+    /// otherwise it was not made yet.
     fn first_written(&self, absent: SegmentName) -> io::Result<Option<SegmentName>> {
         let mut first: Option<SegmentName> = None;
         for entry in std::fs::read_dir(self.files.folder())? {

@@ -69,8 +69,8 @@ impl WalWatch {
         }
     }
 
-    /// When a pass is due at the latest behind one that began then and would be due then, and after which the standby
-    /// had all.
+    /// When the next pass is due at the latest, after a pass that began at `begun` and gave the standby everything.
+    /// `due` is when it would be due; a server that writes nothing is looked at later.
     pub(super) fn due_behind(&self, begun: Instant, due: Instant) -> Instant {
         let is_quiet = self.writes.is_heard() && self.written_at.elapsed() >= QUIET_AFTER;
         match is_quiet {

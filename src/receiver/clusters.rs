@@ -158,7 +158,7 @@ impl Clusters {
             .collect()
     }
 
-    /// The names of those whose files are there and which nobody is led to.
+    /// The names of the clusters that have a file and are not served.
     pub(crate) fn not_served(&self) -> Vec<String> {
         let table = self.table();
         let broken = table.broken.keys();
@@ -166,7 +166,7 @@ impl Clusters {
         unserved.cloned().collect()
     }
 
-    /// How many are served, and of how many.
+    /// How many clusters are served, and how many there are.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let table = self.table();
         let unserved = table
@@ -194,7 +194,7 @@ impl Clusters {
         format!("serves {served} of {all} clusters{broken}")
     }
 
-    /// Leads nobody to this cluster any more; who is on the list of what comes instead is told.
+    /// Stops leading peers to this cluster. Peers on the list of `instead` are told what is wrong.
     pub(crate) fn remove(&self, name: &str, instead: Option<BrokenCluster>) {
         let mut table = self.table_to_change();
         table.broken.remove(name);

@@ -115,7 +115,7 @@ impl Connections {
     }
 }
 
-/// So many slots are taken of what a claim may take from: a cluster's, or all there are.
+/// The taken slots that a claim counts against, and how many there may be: those of its cluster, or all.
 struct SlotBound<'a> {
     slots: Vec<(u64, &'a ConnectionSlot)>,
     most: usize,

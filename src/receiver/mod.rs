@@ -65,11 +65,10 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// next step, but for what waits for its peer.
 pub(crate) const RETIRING_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Pauses between tries to open a store again that has retired: the first, and the longest to which they double. A
-/// disk that came back is soon found, however long it was away, and the longest pause together with an opening stays
-/// below the ten seconds within which a cluster goes on; one that stays broken costs a look in eight seconds.
+/// First pause between tries to open a store again that has retired. The pauses double up to [`REOPEN_PAUSE_MAX`].
 pub(crate) const REOPEN_PAUSE_MIN: Duration = Duration::from_secs(1);
-/// The longest.
+/// Longest pause between tries to open a store again. With the opening it stays below the ten seconds within which a
+/// cluster goes on after its disk came back. A disk that stays broken costs one look in eight seconds.
 pub(crate) const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(8);
 
 /// How often the log says that such a try has failed.
@@ -95,9 +94,9 @@ pub(crate) const SILENT_MAX: usize = 4096;
 /// a hundred honest clients that come together fit.
 pub(crate) const HANDSHAKES_MAX: usize = 192;
 
-/// How long an address that authenticated is preferred to strangers, and how many are remembered.
+/// How long an address that authenticated is preferred to strangers.
 pub(crate) const KNOWN_FOR: Duration = Duration::from_secs(3_600);
-/// Most addresses of which that is remembered.
+/// How many such addresses are remembered.
 pub(crate) const KNOWN_ADDRESSES_MAX: usize = 1024;
 
 /// How long a known peer waits for a connection slot before it is told that there is none: a backup's
@@ -122,27 +121,27 @@ pub const BLOCK_DEADLINE: Duration = FRAME_DEADLINE;
 /// enough for all channels of as many connections as `max_connections` allows by default.
 pub const UPLOADS_MAX: usize = 256;
 
-/// Of those, the most for one peer: what is left is enough for the channels of sixteen connections.
+/// Uploads of one peer at once. The rest is enough for the channels of sixteen connections.
 pub const UPLOADS_PER_PEER_MAX: usize = 192;
 
-/// What one peer's uploads may take together before they are sealed, as each has room set aside for all of its
-/// file: 64 segments of 16 MiB. A few have room whatever their size, and whoever is refused comes again.
+/// Room that one peer's unsealed uploads may take together, in bytes: 64 segments of 16 MiB. Each upload has room set
+/// aside for its whole file. A few uploads are admitted whatever their size, and a refused one is tried again.
 pub(crate) const UPLOAD_BYTES_PER_PEER_MAX: u64 = 1 << 30;
 
 /// Fetches at work at once, over all connections. Each has a thread, which waits for its master to take
 /// blocks. A question about a set is one of them: it may read much WAL.
 pub(crate) const FETCHES_MAX: usize = 64;
-/// Of those, the most for one peer.
+/// Fetches of one peer at once.
 pub(crate) const FETCHES_PER_PEER_MAX: usize = 48;
 
 /// Connections with a thread for a stream of records, over all and for one peer. One of them has the
 /// stream, another may be on its way to take it over; the rest only ask for it.
 pub(crate) const STREAMS_MAX: usize = 16;
-/// Of those, the most for one peer: one that has the stream, and some that come back.
+/// Such connections of one peer: one that has the stream, and some that come back.
 pub(crate) const STREAMS_PER_PEER_MAX: usize = 4;
 
-/// Time without records after which whoever has their stream loses it to one that asks. A master that has
-/// nothing to ship loses nothing by that: it takes the stream again when it has.
+/// A master that has shipped no records for this long loses the stream to another that asks. A master with
+/// nothing to ship loses nothing by that: it takes the stream again when it has records.
 pub(crate) const STREAM_IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// How long a peer gives way to every other that asks for the stream, once an archived segment has
@@ -166,14 +165,14 @@ pub(crate) const REQUESTS_MAX: usize = 16;
 /// Threads of connections that are part of a backup: one for each stream, as many again while all
 /// of them come back, and some for whoever asks to begin another.
 pub(crate) const BACKUP_THREADS_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize + 8;
-/// Of those, the most for one peer.
+/// Such threads of one peer.
 pub(crate) const BACKUP_THREADS_PER_PEER_MAX: usize = 2 * BACKUP_STREAMS_MAX as usize;
 
-/// All clusters together have so many times as much of each kind as one of them may have: a host is sized for a few
-/// that are busy at once, not for all.
+/// All clusters together may have this many times what one cluster may have. A host is sized for a few clusters that
+/// are busy at once, not for all.
 pub(crate) const ALL_CLUSTERS_TIMES: usize = 4;
 
-/// Of each kind and of connections, so many no cluster is refused for another's sake: enough to archive, to ship
+/// Places of each kind, and connections, that a cluster gets however many the others have: enough to archive, to ship
 /// records, to answer and to fetch one file.
 pub(crate) const RESERVED: usize = 4;
 
@@ -197,8 +196,8 @@ const THREADS_MAX: usize =
 /// Pause after the system refused another connection for want of descriptors or memory.
 pub(crate) const ACCEPT_BACKOFF: Duration = Duration::from_millis(200);
 
-/// A wait of the receiver's. A test of this program names another one in this variable, in milliseconds; a program for
-/// users does not ask.
+/// How long the receiver waits for something: `usual`, or in a debug build the milliseconds that a test puts in this
+/// environment variable.
 pub(crate) fn wait_named(variable: &str, usual: Duration) -> Duration {
     let named = std::env::var(variable)
         .ok()

@@ -81,7 +81,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Whose a connection is: that of a listed peer, or where nobody is listed that of an address.
+/// The owner of a connection: a peer by its name in the list, or an address where there is no list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum PeerKey {
     /// By its name in the list.

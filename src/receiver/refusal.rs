@@ -95,7 +95,7 @@ pub(crate) fn foreign(bound: Option<ClusterIdentity>, theirs: ClusterIdentity) -
     })
 }
 
-/// A peer that some archives list, all of which are bound to clusters other than its own.
+/// The refusal of a peer that is listed only by archives of other clusters.
 pub(crate) fn foreign_to_all(bound: &[ClusterIdentity], theirs: ClusterIdentity) -> Refusal {
     if let [bound] = bound
         && let Some(refusal) = foreign(Some(*bound), theirs)
@@ -120,7 +120,7 @@ pub(crate) fn foreign_to_all(bound: &[ClusterIdentity], theirs: ClusterIdentity)
     }
 }
 
-/// A peer that several files list, of which none is meant more than the others.
+/// The refusal of a peer that several files list, if nothing says which of them it means.
 pub(crate) fn several_clusters(files: &str, theirs: Option<ClusterIdentity>) -> Refusal {
     let (message, hint) = match theirs {
         Some(theirs) => (

@@ -39,7 +39,7 @@ impl Refusals {
         }
     }
 
-    /// Counts and logs a refusal of a peer of which only the address is known. Logs not every refusal of a flood.
+    /// Counts and logs a refusal of a peer that is known only by its address. Of a flood not every refusal is logged.
     pub(crate) fn refused(&self, address: IpAddr, reason: RefusalReason, text: &str) {
         let who = Actor::Peer {
             name: None,
@@ -49,7 +49,8 @@ impl Refusals {
         self.refused_whom(address, reason, &who, text);
     }
 
-    /// Counts and logs a refusal of a peer whose name or key may be known. Logs not every refusal of a flood.
+    /// Counts and logs a refusal of the peer `who`, whose name or key may be known. Of a flood not every refusal is
+    /// logged.
     pub(crate) fn refused_whom(
         &self,
         address: IpAddr,
@@ -87,7 +88,7 @@ impl Refusals {
     }
 }
 
-/// Tells of what was offered and refused of one cluster, and not of all of a flood; the log has lines of its own.
+/// Tells the audit log of one cluster which files and records were offered and refused, but not each of a flood.
 #[derive(Default)]
 pub(crate) struct RewriteRefusals(Mutex<RefusalLog>);
 
@@ -101,7 +102,7 @@ impl RewriteRefusals {
     }
 }
 
-/// Tells of archived files that were fetched of one cluster, and not of all that a recovery needs.
+/// Tells the audit log of one cluster which archived files were fetched, but not each file of a recovery.
 #[derive(Default)]
 pub(crate) struct FetchedFiles(Mutex<RefusalLog>);
 

@@ -31,7 +31,7 @@ pub(crate) enum FlowReport {
 pub(crate) enum UploadReport {
     /// The answer to the offer.
     LookedUp(PushHeld<Durable>),
-    /// The file was checked and is durable, or another one is.
+    /// The file was checked and is durable, or another file has its name.
     Sealed(PushSealed<Durable>),
     /// It gave up; the jobs that follow are dropped.
     Failed(Error),

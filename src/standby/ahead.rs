@@ -11,11 +11,11 @@ use crate::pg::location;
 use crate::store::{ArchiveReader, PartialWals, Route, StoreError};
 use crate::wal::obstacle::{Demands, Met, Obstacle};
 
-/// The obstacles ahead of a server that stands on `timeline` and needs the WAL from `from` on, in the order
-/// of the WAL: those noted beside finished segments, and those in the records of `partials`, which are read.
-/// It will follow the newest timeline that came from its own.
+/// The obstacles ahead of a server that stands at this timeline and LSN, in the order of the WAL. They come
+/// from the notes beside finished segments and from the records of `partials`, which are read. The server is
+/// taken to follow the newest timeline that came from its own.
 ///
-/// Where the server stands is where it stands for certain (`pg_control`), so it may be past some of them.
+/// `at` is a lower bound from `pg_control`, so the server may have passed some of the obstacles.
 pub(crate) fn find(
     archive: &ArchiveReader,
     partials: Option<&PartialWals>,

@@ -100,8 +100,8 @@ impl Replayed<'_> {
         SegmentName::containing(self.history.timeline_at(lsn), lsn, self.size)
     }
 
-    /// The server's own segment with this byte. The new timeline's first segment is a copy of
-    /// what the old one's last had, for a server that did not get that one from the archive.
+    /// The segment in `pg_wal` that holds this byte. If the old timeline's last segment is not there, the new
+    /// timeline's first segment is taken, to which the server copied the records.
     fn open_own(&self, lsn: Lsn) -> io::Result<Option<File>> {
         let newest = SegmentName::containing(self.history.timeline(), lsn, self.size);
         for name in [self.replayed(lsn), newest] {

@@ -187,7 +187,7 @@ fn stored_wal(archive: &ArchiveReader, listing: &ArchiveListing) -> Option<Store
     })
 }
 
-/// What so many take of which some take this.
+/// The bytes that `count` files take, estimated from the mean of a sample of them.
 fn of_sample(sample_bytes: &[u64], count: u64) -> Option<u64> {
     if count == 0 {
         return Some(0);

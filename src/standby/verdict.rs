@@ -29,7 +29,7 @@ pub(crate) struct AcknowledgedEnd {
 pub(super) struct InProgress {
     /// Where they end.
     pub ends: Vec<PartialEnd>,
-    /// Those of which no file is left.
+    /// The acknowledged segments whose file is gone.
     pub vanished: Vec<Damage>,
 }
 
@@ -101,7 +101,7 @@ pub(super) fn find(
 }
 
 impl AcknowledgedEnd {
-    /// The further of this end and that of the frozen records of a server, with its timeline.
+    /// This end or that of a server's frozen records, whichever is further.
     #[must_use]
     pub(crate) fn with(self, frozen: Option<AcknowledgedEnd>) -> AcknowledgedEnd {
         // Its timeline goes with it: a stream may have changed to a newer one since the look.

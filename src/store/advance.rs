@@ -110,8 +110,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether a segment that does not go on with the one before it is set apart: if it came early, or after one
-    /// that is about to give way.
+    /// Whether `segment`, which does not go on with `before`, is set apart. It is if `segment` came early, or if
+    /// `before` may have to give way itself.
     pub(super) fn is_set_apart_unled(
         &self,
         before: SegmentName,
@@ -176,8 +176,8 @@ impl Shared {
         Ok(!stored || is_open(self.judge(&mut lineage, name, (text, None))?))
     }
 
-    /// Takes the marks away of segments that came early and go on with what is before them by now. Of those behind
-    /// `arrived` only, if that is known. Returns them in the order of the WAL.
+    /// Removes the marks of segments that came early and by now go on with the segment before them. With `arrived`,
+    /// looks only at the segments that follow it without a gap. Returns the segments in the order of the WAL.
     pub(super) fn settle_early(
         &self,
         arrived: Option<SegmentName>,

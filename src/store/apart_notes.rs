@@ -207,7 +207,7 @@ pub(super) fn is_unproven(completed: &Folder, name: WalFileName) -> Result<bool,
     }
 }
 
-/// The segments that came before those before them.
+/// The segments that arrived while there was a hole before them.
 pub(super) fn early(completed: &Folder) -> Result<BTreeSet<SegmentName>, StoreError> {
     let Some(folder) = open(completed)? else {
         return Ok(BTreeSet::new());
@@ -245,8 +245,8 @@ pub(super) fn settle(completed: &Folder, name: WalFileName) -> Result<(), StoreE
     }
 }
 
-/// Whether a standby passes a segment over that it comes to: one behind the end of its timeline, or one that does
-/// not go on with the segment before it.
+/// Whether a standby passes over a segment when it comes to it. It does if the segment lies behind the end of its
+/// timeline, or does not go on with the segment before.
 pub(super) fn is_passed_over(completed: &Folder, segment: SegmentName) -> Result<bool, StoreError> {
     for kind in [ApartKind::Behind, ApartKind::Ahead] {
         let name = text_of(WalFileName::Segment(segment), kind);

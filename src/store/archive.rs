@@ -163,9 +163,9 @@ impl Archive {
 
     /// Compares what is stored under a name with what a client offers.
     ///
-    /// Bytes that are what is stored are synced again before they count. A stored file that differs and is no
-    /// valid WAL, looked at as closely as `verify` says, is set aside as `NAME.damaged`, and so is one that
-    /// is not what was acknowledged if what is offered is.
+    /// A stored file that is the offered one is synced again before it counts. A stored file that differs is set
+    /// aside as `NAME.damaged` in two cases: if it is no valid WAL, looked at as closely as `verify` says, or if the
+    /// offered file is what was acknowledged and the stored file is not.
     pub fn lookup(
         &self,
         name: &WalFileName,

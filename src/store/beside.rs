@@ -42,7 +42,7 @@ impl Beside {
 /// A copy by its name in the directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CopyName {
-    /// Of which file.
+    /// The file that it is a copy of.
     pub name: WalFileName,
     /// Why it is there.
     pub kind: Beside,
@@ -116,7 +116,7 @@ fn can_be_packed(text: &str) -> bool {
     file_of(text).is_some_and(|name| matches!(name, WalFileName::Segment(_)))
 }
 
-/// Of which file a name is the name or a copy's.
+/// The file that has this name in the directory, or whose copy has it.
 pub(super) fn file_of(text: &str) -> Option<WalFileName> {
     match text.parse::<SegmentName>() {
         Ok(segment) => Some(WalFileName::Segment(segment)),

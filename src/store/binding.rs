@@ -203,8 +203,8 @@ fn checksum(value: &Value) -> String {
     format!("{:08X}", crc32fast::hash(value.to_string().as_bytes()))
 }
 
-/// Takes the checksum out, and says why it is not that of the other fields. Then no field is believed: a
-/// wrong binding would refuse the right WAL and take another's.
+/// Takes the checksum out of `value`, and says why it does not fit the other fields; `None` if it fits. No
+/// field is believed after a misfit: a wrong binding would refuse the right WAL and take another cluster's.
 fn contradiction(value: &mut Value) -> Option<String> {
     let stated = value.as_object_mut()?.remove("checksum");
     let Some(stated) = stated.as_ref().and_then(Value::as_str) else {

@@ -70,8 +70,8 @@ pub(crate) struct KeptChecksum {
     pub end: Option<SegmentEnd>,
     /// Whether each of its records was found to be whole before it was acknowledged, and none to be an obstacle.
     pub has_sound_records: bool,
-    /// The CRC-32 of the segment before, which it was found to go on with: with that one before it, nobody need look at
-    /// the record that crosses into it.
+    /// The CRC-32 of the segment before, if this segment was found to go on with it. While the segment before has this
+    /// CRC-32, the record that crosses between the two need not be read again.
     pub follows: Option<u32>,
     /// Whether this is how a start found it, without a checksum. Then it says that the file has not changed
     /// since, and not that it is what was acknowledged.
@@ -81,8 +81,8 @@ pub(crate) struct KeptChecksum {
 impl KeptChecksum {
     /// What is wrong with a file of this length and CRC-32, as a sentence; `None` if it is the one.
     ///
-    /// Of a segment that a start found, whose records hold by themselves, its length is all that counts:
-    /// nobody acknowledged those bytes, and a person may have put a better copy there since.
+    /// If a start found the file and its records were looked at, only the length is compared: nobody
+    /// acknowledged those bytes, and a person may have put a better copy there since.
     pub(super) fn contradicts(&self, len: u64, crc32: u32) -> Option<String> {
         let is_judged_by_its_records = self.is_found && self.end.is_some();
         if is_judged_by_its_records && self.len == len {

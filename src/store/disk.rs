@@ -125,8 +125,8 @@ pub trait Disk: Tree + Send + Sync {
     /// error where the file system cannot, or the two lie on different ones.
     fn share_content(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()>;
 
-    /// Says how much becomes the file's own when a part of what it shares is written; `None` for as much as the file system
-    /// likes. One that has no such choice does not fail a write.
+    /// Chooses how many bytes the file system makes the file's own when a part of shared content is written; `None`
+    /// leaves the choice to the file system. Where there is no such choice, the call succeeds without an effect.
     fn set_unshared_bytes(&self, file: BorrowedFd<'_>, bytes: Option<u32>) -> io::Result<()> {
         let _ = (file, bytes);
         Ok(())

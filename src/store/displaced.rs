@@ -116,7 +116,8 @@ fn free_name(completed: &Folder, name: WalFileName) -> Result<String, StoreError
 }
 
 impl ArchiveReader {
-    /// The names beside whose file others are kept that might be served, and those.
+    /// The copies that might be served in the place of a stored file, by that file's name. Damaged copies are not
+    /// among them.
     pub fn beside(&self) -> Result<BTreeMap<WalFileName, Vec<CopyName>>, StoreError> {
         let mut beside = BTreeMap::<WalFileName, Vec<CopyName>>::new();
         for text in self.completed.names_beside()? {
@@ -132,8 +133,8 @@ impl ArchiveReader {
         Ok(beside)
     }
 
-    /// Those of them that a person has to decide about. No reader asks for a `.partial`, and each server that
-    /// followed a timeline to its end has another one.
+    /// The copies that a person has to decide about: all but those of a `.partial`. No reader asks for a `.partial`,
+    /// and each server that followed a timeline to its end writes a different one.
     pub fn to_decide(&self) -> Result<BTreeMap<WalFileName, Vec<CopyName>>, StoreError> {
         let mut beside = self.beside()?;
         beside.retain(|name, _| !matches!(name, WalFileName::Partial(_)));
@@ -161,10 +162,10 @@ impl ArchiveReader {
     }
 }
 
-/// Puts a copy in the place of the stored file, which is kept. The archive has to be closed, or a receiver would
-/// acknowledge the one that goes as stored under its name. Returns what that one is called now.
+/// Puts a copy in the place of the stored file, and keeps the stored file under another name, which is returned.
+/// Fails while a receiver has the archive open: it would go on to acknowledge the old file under its name.
 ///
-/// One that was displaced changes names with the stored one in one step: both were acknowledged.
+/// A displaced copy and the stored file change names in one step, since both were acknowledged.
 pub(crate) fn take_copy(
     completed_wals: &Path,
     disk: Arc<dyn Disk>,

@@ -174,7 +174,7 @@ pub enum StoreError {
         /// The timeline.
         timeline: TimelineId,
     },
-    /// A key has as much that nobody follows as one may have.
+    /// A key has reached its limit of bytes in files that nobody follows.
     #[error(
         "{name} would be set apart, and {key} has already stored {mib_max} MiB that nobody \
         follows, the limit of one key"

@@ -275,8 +275,9 @@ impl Folder {
         read.map_err(|fault| self.packed_damage(&file.text, &fault))
     }
 
-    /// Hands over the blocks of a packed file as they are stored, until `each` has seen enough; those that packing
-    /// saved little of are unpacked. Says of how many bytes they were made, and their CRC-32; `None` where it is not packed.
+    /// Hands the blocks of a packed file to `each`, until `each` has seen enough. A block comes packed, or unpacked if
+    /// packing saved little. Returns the unpacked file's length in bytes and its CRC-32; `None` for a file that is not
+    /// packed in blocks.
     pub(super) fn read_packed(
         &self,
         file: &FinishedFile,

@@ -82,8 +82,8 @@ pub fn verified_note(bytes: &[u8]) {
     note::read_any(bytes);
 }
 
-/// A packed segment, by its seek table or, of somebody else's, from its beginning: what unpacks is never more than it
-/// says or than any segment has, and only so many bytes of memory.
+/// Unpacks a segment by its seek table or, if another program packed it, from its beginning. It never gives more bytes
+/// than it states or than a segment may have, and its memory is bounded.
 pub fn packed_segment(bytes: &[u8]) {
     let Ok(Some(tail_bytes)) = SeekTable::tail_bytes(bytes) else {
         return foreign_segment(bytes);

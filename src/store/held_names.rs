@@ -42,7 +42,7 @@ pub(crate) const NAMES_NAME: &str = ".names";
 /// The index in it.
 pub(super) const INDEX_NAME: &str = "index";
 
-/// One that is longer is not read: an archive in which everything is a run of its own is listed as fast.
+/// A longer index is not read. Listing the folder is as fast where hardly two segments follow each other.
 pub(super) const INDEX_BYTES_MAX: usize = 16 << 20;
 
 const HEAD: &str = "walmgr names 1";

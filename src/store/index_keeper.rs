@@ -74,7 +74,8 @@ impl IndexKeeper {
             .ok()
     }
 
-    /// Keeps the index of this archive; of none that others may change unseen.
+    /// Keeps the index of this archive until the returned value is dropped; `None` if the archive lies on a file system
+    /// of the network, where another host may change it unseen.
     pub(super) fn keep(&self, folder: Arc<Folder>, size: WalSegmentSize) -> Option<KeptIndex> {
         if !is_local(&folder) {
             return None;

@@ -193,8 +193,8 @@ impl Shared {
         Ok(is_free)
     }
 
-    /// Notes what replay may not get past in a segment, before anybody hears that it is stored, and which one
-    /// does not go on with it. One that does not get its name changes nothing.
+    /// Notes the obstacles in a segment before anybody hears that it is stored, and sets the next segment apart
+    /// if that does not go on with it. The notes do no harm if the segment does not get its name after all.
     pub(super) fn note_joined(&self, name: WalFileName, joined: &Joined) -> Result<(), StoreError> {
         match name {
             WalFileName::Segment(segment) => {

@@ -332,9 +332,9 @@ impl Joints<'_> {
             .map(|_| name))
     }
 
-    /// Whose segment replay reads for a byte on its way to a timeline. Where a timeline begins within a
-    /// segment, its own file has the beginning too. A history that is absent or damaged leads nowhere;
-    /// whoever asks for it is told.
+    /// The timeline whose segment replay reads for the byte at `lsn` on its way to `timeline`. A segment in
+    /// which a timeline begins is read from that timeline's own file, which has the parent's part too. Without
+    /// a sound history this is `timeline` itself; readers of the history are told of the damage.
     fn timeline_at(&self, timeline: TimelineId, lsn: Lsn) -> Result<TimelineId, StoreError> {
         if timeline == TimelineId::FIRST {
             return Ok(timeline);
@@ -406,7 +406,8 @@ impl Joints<'_> {
         })
     }
 
-    /// One that stands before a record, and knows the one before that if somebody does.
+    /// A scanner that stands before the record at `begins`, and knows where the record before it is, if `previous` is
+    /// known.
     fn scanner_at(&self, begins: Lsn, previous: Option<Lsn>, segment: SegmentName) -> Scanner {
         let scanner = self.scanner(begins, segment);
         match previous {
@@ -430,7 +431,7 @@ impl Joints<'_> {
 /// How a walk to a segment's end went.
 enum WalkEnd {
     Walked(Box<Scanner>),
-    /// With the scanner, if somebody walked.
+    /// The end lies inside a record. The scanner is there if the segment was walked through.
     Inside(Option<Box<Scanner>>),
     Broken,
 }

@@ -161,7 +161,7 @@ impl Lineage {
         }
     }
 
-    /// The line that ends on this timeline, as its history says; of one without history, it alone.
+    /// The line that ends on this timeline, as its history says. Without a history the timeline stands alone.
     pub fn line_to(&self, timeline: TimelineId) -> TimelineLine {
         let size = self.facts.size;
         match self.past(timeline) {
@@ -170,8 +170,8 @@ impl Lineage {
         }
     }
 
-    /// The line of a server that stands on `timeline` and needs the WAL from `from` on: that of
-    /// the newest timeline, if it came from its own at `from` or behind. Else the server stays.
+    /// The line of a server that stands on `timeline` and needs the WAL from `from` on. The server goes to the
+    /// newest timeline, if that one left the server's at `from` or behind. Otherwise it stays on its own.
     pub fn line_from(&self, timeline: TimelineId, from: Lsn) -> Result<TimelineLine, Unreadable> {
         let newest = self.line_to(self.newest_for(timeline)?);
         match newest.leg(timeline) {

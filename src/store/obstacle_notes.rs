@@ -73,8 +73,8 @@ pub(super) fn remove(completed: &Folder, names: &[String]) -> Result<(), StoreEr
     }
 }
 
-/// Has nobody believe what is noted of a segment whose file is about to be another one: until it is renewed, whoever
-/// asks reads the file.
+/// Makes the note of a segment void, since its file is about to be replaced. Until [`renew`] writes the note anew,
+/// readers of the note read the file instead.
 pub(super) fn doubt(completed: &Folder, segment: SegmentName) -> Result<(), StoreError> {
     completed.make_below(OBSTACLES_NAME)?;
     match open(completed)? {

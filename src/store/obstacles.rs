@@ -71,7 +71,8 @@ impl ArchiveReader {
         Ok(found)
     }
 
-    /// Those that a recovery meets which begins with this label and follows the newest timeline.
+    /// The obstacles ahead of a recovery that begins with this label and follows the newest timeline, in the order of
+    /// the WAL.
     pub fn ahead_of(&self, label: &BackupLabel) -> Result<Vec<Met>, StoreError> {
         let noted = self.obstacles()?;
         if noted.is_empty() {
@@ -82,7 +83,7 @@ impl ArchiveReader {
         Ok(along(noted, &lineage, &line, label.start))
     }
 
-    /// Those that a server meets which reads along this line from `from` on, in the order of the WAL.
+    /// The obstacles ahead of a server that reads along this line from `from` on, in the order of the WAL.
     pub fn obstacles_on(
         &self,
         lineage: &Lineage,

@@ -13,7 +13,7 @@ use super::sets::BackupSets;
 use super::{RecoveryReach, sets};
 use crate::pg::recovery::{RecoveryTarget, TargetTimeline};
 
-/// How long is looked for one: whoever waits has been refused already, and this is only what to type instead.
+/// How long the search may take. The user has been refused already and waits only for a hint what to type instead.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What somebody wants of a set.

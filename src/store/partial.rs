@@ -65,8 +65,8 @@ use super::shared::Archive;
 use crate::wal::scan::Scanner;
 use crate::wal::segment::Verify;
 
-/// How often the records of a timeline that another one claims to have left are weighed against it: all
-/// segments in progress are read for that.
+/// How often the WAL of a timeline is compared with the one that claims to have left it. The comparison reads
+/// all segments in progress.
 const WEIGH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the archive stands on a timeline.
@@ -313,8 +313,8 @@ impl PartialStream {
         Ok(proven)
     }
 
-    /// Whether a segment is damaged and its master can send again what is missing. One that cannot
-    /// is refused, and nothing is cleared for it.
+    /// Whether the segment is damaged and its master has what is missing. Fails if the master does not have it; then
+    /// nothing is cleared.
     fn can_heal(&self, proven: &Proven, open: &Open, start: Lsn) -> Result<bool, StoreError> {
         let Some(damage) = &proven.damage else {
             return Ok(false);
@@ -331,8 +331,8 @@ impl PartialStream {
         Ok(true)
     }
 
-    /// What is held of a segment that was archived already. It is compared, so that a master from another past is
-    /// told from one that only repeats itself.
+    /// What is held of a segment that was archived already. Its content is compared: a master with another past
+    /// differs, a master that only repeats itself does not.
     fn finished(&self, open: &Open) -> Result<Option<At>, StoreError> {
         let name = WalFileName::Segment(open.segment);
         let _guard = self.shared.names.lock(name);
@@ -419,14 +419,14 @@ impl PartialStream {
 pub(super) struct PartialEnds {
     /// Where the records of each end.
     pub(super) ends: Vec<(SegmentName, Lsn)>,
-    /// Those that end before what is known to have been there.
+    /// The segments whose records end before what is known to have been there.
     pub(super) damaged: Vec<Damage>,
 }
 
 /// Clears away partial segments that are finished, and finds where the others end.
 ///
-/// One that the disk does not give back is no reason not to serve the rest: it stays, and whoever
-/// opens it is told.
+/// A segment that the disk does not give back stays, and fails when it is opened. The rest is served
+/// meanwhile.
 pub(super) fn recover(
     completed: &Arc<Folder>,
     partial: &Arc<Folder>,

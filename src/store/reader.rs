@@ -105,8 +105,8 @@ pub enum SegmentBefore<'a> {
     Read,
     /// His recovery begins within this one: what was stored under the name before makes it no worse.
     NotRead,
-    /// Nobody knows. If this one does not go on with that, whoever is asked says whether a recovery can only
-    /// begin here.
+    /// Unknown. If the segment does not go on with the one before, this function says whether a recovery can
+    /// only begin within it.
     ReadUnless(&'a dyn Fn(SegmentName) -> bool),
 }
 
@@ -302,8 +302,8 @@ impl ArchiveReader {
         ArchiveListing::read(&self.completed, self.binding.segment_size)
     }
 
-    /// Whether a standby passes a segment over that it comes to: what an old master went on to write, or one
-    /// that does not go on with the segment before it.
+    /// Whether a standby passes over a segment when it comes to it. It does if an old master wrote the segment behind
+    /// the end of its timeline, or if the segment does not go on with the one before.
     pub fn is_passed_over(&self, segment: SegmentName) -> Result<bool, StoreError> {
         apart_notes::is_passed_over(&self.completed, segment)
     }
@@ -630,9 +630,9 @@ impl Stored {
         })
     }
 
-    /// Whether the segment goes on with the one before it. `is_as_kept` says that it is what was
-    /// acknowledged: then it is handed out although the other one is not, for a recovery that begins with
-    /// it. One that comes from the other was refused there.
+    /// The obstacles in the record that crosses into the segment; fails if the segment does not go on with the
+    /// one before. With `is_as_kept` the segment is what was acknowledged. It is then handed out even if the
+    /// segment before is not what was acknowledged: only a recovery that begins here gets that far.
     fn check_joint(&self, segment: SegmentName, is_as_kept: bool) -> Result<Obstacles, StoreError> {
         let joints = self.joints();
         let verdict = joints.check(segment, None, |each| {

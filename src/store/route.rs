@@ -43,7 +43,7 @@ pub(crate) struct Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// The way from a place on a timeline along the one that is wanted.
+    /// The way from a place on a timeline to where `wanted` leads.
     pub(crate) fn find(
         archive: &'a ArchiveReader,
         from: (TimelineId, Lsn),

@@ -148,8 +148,8 @@ fn describe_apart(reader: &ArchiveReader, overview: &mut Overview) -> Result<(),
     Ok(())
 }
 
-/// A timeline that is followed because a key claims it, although the one that it left goes on, or an older one that
-/// left it too: names both.
+/// Describes a timeline that readers follow because a key claims it, although its parent goes on, or an older timeline
+/// that left the parent too. The text names the two timelines.
 fn describe_claims(
     reader: &ArchiveReader,
     lineage: &Lineage,
@@ -295,8 +295,8 @@ impl<'a> Files<'a> {
     }
 }
 
-/// What leads from where to where. Where `known` ends is known; of the other segments in progress nobody needs
-/// to read more than the name.
+/// What leads from where to where. `known` is the segment in progress whose end is known. The other segments in
+/// progress count as whole, so they are not read.
 fn lineage_with(
     (reader, listing): (&ArchiveReader, &ArchiveListing),
     partials: &BTreeSet<SegmentName>,
@@ -317,7 +317,7 @@ fn lineage_with(
 /// The recoveries of the sets: all follow the newest timeline.
 struct SurveyedRoute<'a> {
     route: Route<'a>,
-    /// What ends one that begins before it, whatever is set.
+    /// Obstacles that end every recovery that begins before them, whatever is set.
     ends: Vec<Met>,
 }
 

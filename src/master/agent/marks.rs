@@ -30,14 +30,14 @@ pub(super) fn is_ready(data: &Path, name: WalFileName) -> bool {
 
 /// What PostgreSQL says of its files.
 pub(super) struct Marks {
-    /// The first of those that it waits for.
+    /// The files that the archiver waits for, histories first and then the oldest, [`WAITING_MAX`] at most.
     pub ready: Vec<WalFileName>,
-    /// Of those that were asked about, what it does not want any more.
+    /// Files that were asked about and that the archiver does not want any more.
     pub unwanted: BTreeSet<WalFileName>,
 }
 
 impl Marks {
-    /// Reads them, and asks about these.
+    /// Reads the marks. `shipped` are the files that are asked about.
     pub(super) fn read(data: &Path, shipped: Vec<WalFileName>) -> io::Result<Marks> {
         let is_unwanted = |name: &WalFileName| !is_wanted(data, *name);
         Ok(Marks {
@@ -47,7 +47,7 @@ impl Marks {
     }
 }
 
-/// The first of those that are ready.
+/// The files that are ready, histories first and then the oldest, [`WAITING_MAX`] at most.
 pub(super) fn names(folder: &Path) -> io::Result<Vec<WalFileName>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder)? {

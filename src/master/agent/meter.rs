@@ -11,11 +11,11 @@ use crate::status::AgentFigures;
 pub(in crate::master) struct AgentMeter {
     /// Files that were asked for.
     pub asked: Counter,
-    /// Of those, the ones that had been shipped, or were on their way.
+    /// Files that had been shipped, or were on their way, when they were asked for.
     pub answered: Counter,
-    /// Of those, the ones that were pushed because they were asked for.
+    /// Files that were pushed because they were asked for.
     pub pushed: Counter,
-    /// Of those, the ones that failed.
+    /// Files that were asked for and failed.
     pub failures: Counter,
     waiting: AtomicU64,
 }

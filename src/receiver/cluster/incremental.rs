@@ -1,5 +1,6 @@
 //! What a backup need not send: files are compared with what WAL changed since an older set was made.
-//! Never waits, and never calls a page unchanged on the word of the master. Invariant: of what cannot be told all is needed.
+//! Never waits, and never calls a page unchanged on the word of the master. Invariant: a file is needed as a whole if
+//! WAL does not tell which of its blocks changed.
 
 use std::sync::Arc;
 
@@ -57,7 +58,7 @@ impl Incremental {
     }
 }
 
-/// No more ranges than that: those with the fewest blocks between them are taken together.
+/// At most `most` ranges: neighbours with the fewest blocks between them are joined.
 fn coarsened(ranges: Vec<BlockRange>, most: usize) -> Vec<BlockRange> {
     if ranges.len() <= most {
         return ranges;

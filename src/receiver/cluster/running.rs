@@ -23,7 +23,7 @@ use crate::receiver::{
 };
 use crate::store::sets::{HeldFile, IncomingSet, SealedSet, StreamWriter};
 
-/// How long a connection may still be read that another one is about to replace.
+/// How long a connection is still read after another connection came to replace it.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a connection's worker, or the backup itself, tells the connection.
@@ -114,7 +114,7 @@ pub(crate) enum BackupPart {
     Stream(u16),
 }
 
-/// A connection's part, told from that of the connection before which had the same.
+/// A connection's part in the backup, with a number that differs from those of earlier connections with the same part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PartNumber {
     place: BackupPart,

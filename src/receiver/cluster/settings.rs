@@ -48,8 +48,8 @@ pub(crate) struct Rotation {
 
 /// One good configuration.
 pub(crate) struct ClusterSettings {
-    /// Those of the process that they were read with. A file that cannot be read again keeps its list together with
-    /// what proved the names in it.
+    /// The settings of the process when the file was read. If the file cannot be read again, its list of peers stays in
+    /// force together with the certificates that prove the names in it.
     pub server: Arc<ProcessSettings>,
     /// Who may come in.
     pub known: KnownPeers,

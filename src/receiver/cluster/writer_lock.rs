@@ -15,7 +15,7 @@ use crate::receiver::{STREAM_DOUBTED_FOR, STREAM_IDLE_MAX};
 /// is ahead of its archiver when that works.
 const REMEMBERED_MAX: usize = 256;
 
-/// How long a job may take before it is the disk that whoever asks is told of, and not the one who ships.
+/// A job that takes longer is the disk's fault: a peer that asks for the lock is then told of the disk.
 const DISK_HANGS: Duration = Duration::from_secs(5);
 
 /// The lock that the writer of the stream of records has.
@@ -42,7 +42,7 @@ struct StreamHolder {
     since: Instant,
 }
 
-/// What whoever has the lock is doing. Only records renew its claim: questions cost nothing.
+/// What the holder of the lock is doing. Only records renew its claim to the lock, since questions cost nothing.
 #[derive(Clone, Copy)]
 pub(crate) enum StreamWork {
     /// A job begins.
@@ -66,8 +66,9 @@ impl WriterLock {
         holding.holder.as_ref().map(|holder| holder.who.clone())
     }
 
-    /// Takes the lock. Whoever has it loses it to a newer timeline, for the archive follows that one,
-    /// by shipping nothing for [`STREAM_IDLE_MAX`], and when the archive contradicts what he shipped.
+    /// Takes the lock. Its holder loses it to a newer timeline, which the archive follows, and to any peer after
+    /// shipping nothing for [`STREAM_IDLE_MAX`]. A holder whose records the archive contradicts loses the lock to a
+    /// peer whose records it does not.
     pub(crate) fn take(
         self: &Arc<Self>,
         who: &str,

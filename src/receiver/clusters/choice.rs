@@ -39,7 +39,7 @@ pub(crate) enum CandidateState {
 pub(crate) enum NotChosen {
     /// Nobody lists the peer.
     Unlisted,
-    /// Those that list the peer belong to these.
+    /// All archives that list the peer belong to these clusters.
     Foreign(Vec<ClusterIdentity>),
     /// Each of these would do.
     Several(Vec<usize>),

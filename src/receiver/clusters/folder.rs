@@ -116,8 +116,8 @@ pub(crate) enum FolderEvent {
 pub(crate) struct OpenedInFolder(OpenedCluster);
 
 impl ClusterFolder {
-    /// A folder of which nothing is open, for a process that may have so many clusters, and waits for their disks with
-    /// this patience. To be called within a runtime.
+    /// A folder whose clusters are not open yet. At most `clusters_max` of them are served; `patience` bounds the wait
+    /// for their disks. Has to be called within a runtime.
     pub(crate) fn new(
         host: &HostConfig,
         options: &Options,

@@ -39,7 +39,8 @@ pub(crate) struct GoodCluster {
     pub wanted: Arc<WantedPaths>,
 }
 
-/// Reads the folder of a host, whose clusters have this in force; clusters beyond so many are broken.
+/// Reads the folder of a host. `in_force` is what the served clusters have on the disk. Clusters beyond `clusters_max`
+/// count as broken.
 pub(crate) fn read(
     host: HostConfig,
     clusters_max: usize,

@@ -85,7 +85,7 @@ impl SetCopy {
         })
     }
 
-    /// Copies everything, the control file behind the rest, and then these notes and that of the bad pages.
+    /// Copies `items`, then the control file (`last`), then `notes` and the note of damaged pages.
     pub(super) fn run(
         mut self,
         items: &[Item],
@@ -139,7 +139,8 @@ impl SetCopy {
         }
     }
 
-    /// Copies the control file, whole, and says what it says: what it knows must not be older than the files.
+    /// Copies the control file, read until it is whole, and returns its content. It is read after the files, so that it
+    /// is not older than they are.
     fn take_control(&mut self, item: &Item) -> Result<ControlFile> {
         let Content::File(listed) = &item.content else {
             return Err(CommandError::retry(
@@ -174,7 +175,8 @@ impl SetCopy {
         begun.map_err(|error| failed(&error))
     }
 
-    /// Reads a file to its end into the one that was begun, or through the one that shares it.
+    /// Reads a file to its end and writes it into the file that was begun. If that shares its blocks with the source
+    /// already (`is_shared`), only mended pages are written.
     fn pour(
         &mut self,
         item: &Item,

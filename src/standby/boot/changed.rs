@@ -34,7 +34,8 @@ impl Changed {
         files::replace(path, &text, 0o600).at(Kind::Retry, "write", path)
     }
 
-    /// Whether there was something to put back: whoever set it anew meant what is there now.
+    /// Puts the administrator's value back. Returns `false`, and changes nothing, if somebody set another value
+    /// meanwhile.
     pub(super) fn put_back(&self, path: &Path) -> Result<bool> {
         let text = read(path)?;
         let found = conf::value(&text, &self.name);

@@ -1,6 +1,6 @@
-//! What holds the replay of a server up that is to open: refused before anything is touched, or ended.
-//! Never resumes a replay that ends the server, and never opens one that has more to replay. Invariant:
-//! what is said to help does.
+//! What holds up the replay of a server that is to open. It is refused before anything is touched, or ended.
+//! Never resumes a replay that would end the server, and never opens a server that has more to replay.
+//! Invariant: a remedy that is named helps.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -16,8 +16,8 @@ use crate::standby::sets;
 use crate::store::sets::{BackupSets, HeldSet};
 use crate::store::{ArchiveReader, PartialEnd, RecoveryReach, Route, WantedSet, check_backup_end};
 
-/// The set that was asked for, or the newest. The timeline that it is to follow has to come from
-/// its own; with `partials` those that came from it and have no WAL give way (see `Plan::thaw`).
+/// The set that was asked for, or the newest. The timeline to follow has to come from the set's own. With
+/// `partials`, timelines that came from the set's and have no WAL give way (see `Plan::thaw`).
 pub(super) fn choose(
     archive: &ArchiveReader,
     sets: &BackupSets,

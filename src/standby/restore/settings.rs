@@ -86,8 +86,8 @@ pub(super) fn raise(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     conf::raise(&plan.server, demands)
 }
 
-/// Takes their effect from commands that would remove WAL from the archive: the server replays from it, and sets need
-/// it. Those that this host's own files have are meant as well, and `--trust-settings` is about others.
+/// Switches off commands that would remove WAL from the archive, which the server replays and sets need. This includes
+/// the commands of this host's own files, and `--trust-settings` does not keep them.
 pub(super) fn protect_archive(plan: &Plan<'_>) -> Result<()> {
     let archive = &plan.config.completed_wals;
     let mut changes = Vec::new();

@@ -321,8 +321,8 @@ fn move_up(from: &Path, to: &Path) -> Result<()> {
     files::remove_any(from)
 }
 
-/// The links of tablespaces that were mapped are there, or are made later; what is left is of one that the master
-/// made meanwhile, or that is in place.
+/// Moves the links of tablespaces. A mapped tablespace has its link already or gets it later; the links that are moved
+/// belong to tablespaces that the master made meanwhile, or that are in place.
 fn move_links(from: &Path, to: &Path) -> Result<()> {
     for name in entries(from).at(Kind::Retry, "list", from)? {
         let (source, target) = (from.join(&name), to.join(&name));

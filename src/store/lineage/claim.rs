@@ -13,13 +13,13 @@ use crate::wal::history::History;
 pub struct Outgrown {
     /// Which timeline is claimed.
     pub timeline: TimelineId,
-    /// The one that it would have left.
+    /// The timeline that the claimed one says it left.
     pub parent: TimelineId,
     /// The timeline that goes on: its parent, or a sibling.
     pub followed: TimelineId,
-    /// Where the two part.
+    /// Where the claimed timeline and the followed one part.
     pub switch: Lsn,
-    /// Up to where the other one goes on.
+    /// Up to where the followed timeline goes on.
     pub end: Lsn,
 }
 
@@ -49,8 +49,8 @@ impl Outgrown {
 }
 
 impl Lineage {
-    /// The newest timeline because of which a stream of this one is refused. A claim is none: its parent
-    /// may be written to by the genuine master.
+    /// The newest timeline that keeps out a stream of `timeline`. A claimed timeline keeps out none: the genuine
+    /// master may still write to its parent.
     pub fn fencing(&self, timeline: TimelineId) -> Option<TimelineId> {
         let mut newer = self.counting.range(timeline..).rev();
         let is_settled = |newer: &&TimelineId| {
@@ -133,8 +133,8 @@ impl Lineage {
         })
     }
 
-    /// This archive without the claim: neither its history nor any segment of it or of what came from it
-    /// is followed. Names those segments.
+    /// This archive without the claim on `timeline`. Readers follow neither its history, nor its segments, nor those
+    /// of timelines that came from it. Also returns these segments.
     #[must_use]
     pub fn given_up(mut self, timeline: TimelineId) -> (Lineage, Vec<SegmentName>) {
         let timelines: Vec<TimelineId> = self.descendants(timeline).collect();

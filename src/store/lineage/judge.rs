@@ -225,8 +225,8 @@ impl Lineage {
         }
     }
 
-    /// Whether WAL of what a timeline came from leads to the segment in which it begins. What began there as well, and
-    /// was left in the same segment, has none of its own.
+    /// Whether WAL of an ancestor leads to the `first` segment of this timeline. An ancestor that began in that segment
+    /// and was left in it has no WAL of its own, so the ancestor before it counts then.
     fn is_reached(&self, history: &History, first: u64) -> bool {
         let size = self.facts.size.bytes();
         let mut before = history.ancestors().iter().rev().peekable();
@@ -267,12 +267,13 @@ impl Lineage {
         (pieces.before(number)).is_some_and(|(before, _)| before + 1 < number)
     }
 
-    /// A note that is no longer right, and what it is about.
+    /// A file whose note is no longer right.
     pub fn joined(&self, ahead_max: u64) -> Option<WalFileName> {
         self.joined_but(ahead_max, &BTreeSet::new())
     }
 
-    /// A note that is no longer right, and what it is about, without those that are known not to go on with what is before them.
+    /// A file whose note is no longer right. The files in `unled` are left out: they are known not to go on with what
+    /// is before them.
     pub fn joined_but(&self, ahead_max: u64, unled: &BTreeSet<WalFileName>) -> Option<WalFileName> {
         let mut notes = (self.facts.notes.iter()).filter(|(name, _)| !unled.contains(name));
         let joins = |(name, kind): &(&WalFileName, &ApartKind)| match (name, kind) {

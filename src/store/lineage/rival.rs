@@ -1,6 +1,6 @@
-//! Timelines that left one line: which of them readers follow is for what they lead to.
-//! Never compares a timeline with what it came from. Invariant: one that has nothing behind the point where the two
-//! part is nobody's rival.
+//! Timelines that left one line and compete for its readers by how far they lead.
+//! Never compares a timeline with its ancestors. Invariant: a timeline without WAL behind the point where two part is
+//! nobody's rival.
 
 use walmgr_protocol::names::{Lsn, TimelineId};
 

@@ -1,6 +1,6 @@
-//! Records that a timeline has the beginning of and never ended, where another one left it.
-//! Never reads a file: whoever can says how segments end. Invariant: behind the place where a timeline is left, up to
-//! where [`Lineage::left_end`] says, there is nothing but a part of one record.
+//! Records that a timeline began and never ended, because another timeline left it there.
+//! Never reads a file: callers say how segments end. Invariant: between the place where a timeline is left and
+//! [`Lineage::left_end`] there is nothing but a part of one record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ use crate::wal::page::record_begins_behind;
 use crate::wal::record::record_bytes_max;
 
 impl Lineage {
-    /// Notes for the histories here, and for one that is about to arrive, which of them leave their parents at the
-    /// beginning of a record that nobody ended. `ends` tells how a finished segment ends, `None` if nobody can.
+    /// Notes which histories, here and `arriving`, leave their parents at the beginning of a record that was never
+    /// ended. `ends` tells how a finished segment ends; `None` if that is unknown.
     ///
     /// # Errors
     /// Those of `ends`.
@@ -38,7 +38,7 @@ impl Lineage {
         Ok(())
     }
 
-    /// Up to where the segments of a timeline hold no whole record behind the place where another one left it.
+    /// The end of the stretch behind `switch` in which the segments of `timeline` hold no whole record.
     pub(super) fn left_end(&self, timeline: TimelineId, switch: Lsn) -> Lsn {
         let unended = self.facts.unended.get(&(timeline, switch));
         unended.copied().unwrap_or(switch)

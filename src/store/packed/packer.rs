@@ -47,7 +47,8 @@ impl SegmentPacker {
         }
     }
 
-    /// Takes the next bytes of the segment. `each` gets what is to be stored: of these bytes, or of those before.
+    /// Takes the next bytes of the segment. `each` gets what can be stored: packed blocks of these bytes, or of bytes
+    /// that were taken before.
     pub(in crate::store) fn add<E: From<PackedFault>>(
         &mut self,
         mut raw: &[u8],

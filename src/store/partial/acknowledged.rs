@@ -76,8 +76,8 @@ impl AcknowledgedNote {
         })
     }
 
-    /// Notes that records up to `end` are acknowledged; they are durable. One that is known to be
-    /// further stays.
+    /// Notes that records up to `end` are acknowledged; they are durable. The note never moves back: an
+    /// earlier `end` changes nothing.
     pub(super) fn raise(&mut self, folder: &Folder, end: Lsn) -> Result<(), StoreError> {
         if end <= self.end {
             return Ok(());
@@ -107,7 +107,7 @@ pub(in crate::store) fn remove(folder: &Folder, segment: SegmentName) -> Result<
     folder.remove(&name_of(segment))
 }
 
-/// The segment of which this name in the folder is the file.
+/// The segment whose note has this name in the folder.
 pub(super) fn segment_of(name: &str) -> Option<SegmentName> {
     name.strip_suffix(SUFFIX)?.parse().ok()
 }

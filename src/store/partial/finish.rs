@@ -120,15 +120,15 @@ impl Archive {
         shared.monitor.watch(begun)
     }
 
-    /// Clears away the partial segment of a file that is finished. One that is not its beginning
-    /// is kept under another name, with an alarm; then `true`: what was shipped is contradicted.
+    /// Clears away the partial segment of a file that is finished. If the partial segment is not the file's
+    /// beginning, it is kept under another name, with an alarm, and this returns `true`.
     pub fn settle_partial(&self, name: WalFileName) -> Result<bool, StoreError> {
         let WalFileName::Segment(segment) = name else {
             return Ok(false);
         };
         let shared = &self.shared;
         let settled = shared.settle_one(segment);
-        // Those behind it that came before it did count from here on, and what was shipped of them is finished.
+        // Segments that came early count from here on if this one leads to them; what was shipped of them is cleared.
         let settled = settled.and_then(|differs| {
             let proven = shared.settle_early(Some(segment))?;
             shared.settle_shipped(&proven)?;
@@ -374,11 +374,11 @@ impl Finishing {
         Ok(self.prefix.remembered && is_this(&self.prefix) && known.as_ref().is_some_and(is_this))
     }
 
-    /// The whole file, from its first byte. If all of it was
-    /// shipped, the CRC-32 of what is on the disk being that of what was shipped says that it is
-    /// the records that were checked then; it may have been read for that before (see `read_back`).
+    /// Checks the whole file against length and CRC-32. Records that were shipped were checked as they came, so a
+    /// file that was shipped to its end is not walked through again; its CRC-32 may have been computed before (see
+    /// `read_back`).
     ///
-    /// Returns the scanner that walked to its end, if one did.
+    /// Returns the scanner that walked to the file's end, if one did.
     fn check(&self, len: u64, crc32: u32, shipped: bool) -> Result<Option<Scanner>, StoreError> {
         let name = WalFileName::Segment(self.segment);
         let size = self.shared.binding()?.segment_size.bytes();

@@ -129,8 +129,8 @@ impl PartialWals {
         Ok(ends)
     }
 
-    /// The segments of which something was acknowledged and no file is left here. A finished one
-    /// may be elsewhere.
+    /// The segments in progress whose records were acknowledged and whose file is gone from this folder. The
+    /// finished segment may exist elsewhere.
     pub fn vanished(&self) -> Result<Vec<Damage>, StoreError> {
         proven::vanished(None, &self.folder, &self.binding)
     }
@@ -237,7 +237,7 @@ impl PartialWals {
         Ok(ends)
     }
 
-    /// Takes those copies of a snapshot off its list for which this does not hold.
+    /// Takes the copies off the snapshot's list for which `keeps` is false.
     pub fn keep_copies(&self, keeps: impl Fn(SegmentName) -> bool) -> Result<(), StoreError> {
         let Some(mut snapshot) = self.frozen()? else {
             return Ok(());

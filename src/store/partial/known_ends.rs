@@ -1,6 +1,6 @@
-//! Where segments in progress end that have not changed since somebody read them.
-//! Never says so of one that may have changed. Invariant: what is remembered is what reading it again would say, unless the disk
-//! changed it by itself, which rounds and `verify` find.
+//! The ends of segments in progress that have not changed since they were read.
+//! Never gives the end of a segment that may have changed. Invariant: a remembered end is what reading the segment
+//! again would find, unless the disk changed it by itself, which rounds and `verify` find.
 //!
 //! Each failover leaves a segment in progress behind, and whatever arrives is judged by all of them.
 

@@ -21,7 +21,8 @@ pub(super) struct RecordsEnd {
     pub(super) switched: Option<Lsn>,
 }
 
-/// Has a scanner that comes out of the finished segment before one, if that is there.
+/// Gives the scanner that stands at a segment's beginning and has walked the finished segment before; `None` if the
+/// segment before is not there.
 pub(super) type Before<'a> = &'a dyn Fn(SegmentName) -> Result<Option<Scanner>, StoreError>;
 
 /// A scanner for a segment's beginning.
@@ -126,7 +127,7 @@ impl<'a> RecordSearch<'a> {
     }
 }
 
-/// A scanner at the beginning of the segment behind one that ends here; `None` if replay does not get there.
+/// A scanner at the beginning of the next segment, after one whose records end at `end`; `None` if they do not fill it.
 pub(super) fn out_of(end: RecordsEnd, segment: SegmentName, binding: &Binding) -> Option<Scanner> {
     let size = binding.segment_size.bytes();
     let behind = Lsn(start_of(segment, binding).0.wrapping_add(size));

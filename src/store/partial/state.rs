@@ -86,7 +86,7 @@ pub(super) struct SegmentComparison {
 }
 
 impl OpenSegment {
-    /// Bytes that count of it, for one that has a file.
+    /// What is held of the segment. Fails if the segment is finished or has no file yet.
     pub(super) fn held(&mut self) -> Result<&mut HeldSegment, StoreError> {
         match &mut self.state {
             SegmentState::Finished | SegmentState::New => Err(StoreError::Finished {

@@ -224,8 +224,8 @@ impl BackupSets {
         Ok(sets)
     }
 
-    /// What the sets are like, and whether those that something speaks against still have their
-    /// names: one that is being removed looks damaged.
+    /// What the sets are like, and whether each set that is not good still has its name. A set that has
+    /// lost its name was being removed, which looks like damage.
     fn look_at(&self, opened: Vec<ListedName>) -> Result<(Vec<SetEntry>, bool), SetError> {
         let mut all_in_place = true;
         let notes = SetsNote::read_all(&self.completed);

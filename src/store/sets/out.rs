@@ -191,8 +191,8 @@ impl HeldSet {
         Ok(Some(bytes))
     }
 
-    /// Moves the set; hands it back when it would have to go to another file system, or lies on another
-    /// one with a link in its place. Take it first.
+    /// Moves the set, which has to be taken before. Hands the set back if it would have to be copied: if `to` lies on
+    /// another file system, or if the set's name is a link to a directory on one.
     pub fn move_to(self, to: &Path) -> Result<Option<HeldSet>, SetError> {
         let name = self.name().to_string();
         let parent = &self.sets.parent;

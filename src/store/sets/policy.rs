@@ -31,13 +31,14 @@ mod tests;
 
 const DAY_MS: i64 = 86_400_000;
 
-/// So long nobody waits between two backups, monthly ones included: backups had stopped, or the clock jumped ahead.
+/// A longer pause between two sets is no schedule, not even a monthly one. Backups had stopped, or the clock had jumped
+/// ahead.
 const PAUSE_MS: i64 = 45 * DAY_MS;
 
-/// How far is looked ahead for the set that goes next.
+/// How many days the search for the set that goes next looks ahead.
 const NEXT_DAYS_MAX: u32 = 62;
 
-/// How many sets are looked ahead with at most: beyond that nobody waits for the next one to go.
+/// With more sets than this the search is left out: nobody waits for the next one to go.
 const NEXT_SETS_MAX: usize = 512;
 
 /// What the settings say of which sets stay.
@@ -51,8 +52,8 @@ pub(crate) struct Keeping {
     pub weekly: u32,
     /// `keep_monthly`: of how many months the first set stays.
     pub monthly: u32,
-    /// One that was sealed more recently neither goes nor counts: whoever makes sets one after the
-    /// other makes no older one go.
+    /// `keep_minimum_age`: a younger set neither goes nor counts, so that sets that are made one right after
+    /// the other make no older set go.
     pub minimum_age: Duration,
 }
 
@@ -380,7 +381,8 @@ fn keep_counted(sets: &[RetainedSet], old: &[bool], most: u32, reasons: &mut [Ve
     }
 }
 
-/// What is younger than the window's beginning, and the newest old enough set from before, of those that reach most.
+/// Keeps the sets within the window of `keep_days`. From before the window it keeps the newest of the sets that reach
+/// furthest and are older than the minimum age.
 fn keep_window(
     sets: &[RetainedSet],
     old: &[bool],
@@ -431,8 +433,8 @@ fn newest_pause(sets: &[RetainedSet], now_ms: i64) -> Option<(i64, i64)> {
     pauses.find(|(_, pause_ms)| *pause_ms > PAUSE_MS)
 }
 
-/// The last that restores to the end, and the last good one: never gone, whatever the rules say. One that is young does
-/// not stand for it.
+/// Keeps the last set that restores to the end of the WAL and the last good set, whatever the rules say. A set that is
+/// younger than the minimum age counts for neither.
 fn keep_last(sets: &[RetainedSet], old: &[bool], reasons: &mut [Vec<KeepReason>]) {
     let stays = |at: usize, reasons: &[Vec<KeepReason>]| {
         old[at] && reasons[at].iter().any(|why| why.needs_way_forward())
@@ -453,7 +455,8 @@ fn keep_last(sets: &[RetainedSet], old: &[bool], reasons: &mut [Vec<KeepReason>]
     }
 }
 
-/// The newest of those that are good and lead to the end; else that are good enough and do; else that are good.
+/// The best set that is not damaged: one that leads to the end of the WAL before one that does not, then by quality,
+/// and the newest among equals.
 fn newest_of_the_best(sets: &[RetainedSet], counts: impl Fn(usize) -> bool) -> Option<usize> {
     let sound =
         (0..sets.len()).filter(|at| sets[*at].quality != SetQuality::Damaged && counts(*at));
@@ -494,8 +497,8 @@ struct WalNeed {
 }
 
 impl WalNeeds {
-    /// What the decided sets need. One that should go and is there still needs everything from it on: it may be
-    /// restored this moment. Without a beginning nobody can tell.
+    /// The WAL that the sets need. A set that should go and is still there needs all WAL from its beginning on, since
+    /// somebody may be restoring it. `None` if the beginning of a set is unknown.
     pub(crate) fn of(sets: &[RetainedSet], decided: &[SetDecision]) -> Option<WalNeeds> {
         let mut needs = WalNeeds::default();
         for (set, decision) in sets.iter().zip(decided) {

@@ -294,7 +294,7 @@ fn first_segments(
     Ok([Some(named), found].into_iter().flatten().collect())
 }
 
-/// What was kept in a folder beside segments that nobody needs any more, and which those are.
+/// The names of copies in a folder whose segments nobody needs any more. Adds these segments to `segments`.
 fn copies_in(
     folder: &Folder,
     (needs, keeping): (&WalNeeds, Keeping),

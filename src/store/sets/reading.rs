@@ -158,7 +158,7 @@ impl SetReading {
         }
     }
 
-    /// Opens a file that is listed; `None` for one that a set need not have as it is listed.
+    /// Opens a listed file; `None` for a file that may differ from the list in a good set.
     pub(super) fn open(
         &self,
         sets: &BackupSets,

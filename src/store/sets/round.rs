@@ -34,8 +34,9 @@ pub(crate) struct SetsRound {
 /// The set that is being read.
 struct ReadSet {
     reading: SetReading,
-    /// How many of its files were read, and how many of those that an earlier process read come before.
+    /// How many of its files were read, by this process or an earlier one.
     passed: u64,
+    /// How many files that an earlier process read are still to be skipped.
     to_skip: u64,
     file: Option<ListedFile>,
 }

@@ -55,8 +55,8 @@ impl SetShared {
         self.sets.parent.failure(op, &name, error).into()
     }
 
-    /// An error of the system that a name may have caused: the set's own names are all known, so
-    /// one that is there nevertheless is the same name to this file system.
+    /// The error for a system call that failed on an entry. All names in the set are known, so `EEXIST` means
+    /// that this file system takes two different names for the same.
     pub(super) fn entry_failure(
         &self,
         op: &'static str,

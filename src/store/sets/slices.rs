@@ -24,9 +24,9 @@ pub(super) type Slice<'a, T> = (&'a mut T, &'a mut PartDigest);
 type EachPiece<'a> = &'a mut dyn FnMut(&[u8], u64) -> Result<(), SetError>;
 
 impl HeldSet {
-    /// Reads a file, and hands each piece with its offset on, together with what was made of its slice so far. Whoever takes it
-    /// adds it to the slice's checksum: it goes through all of it in any case. Refuses a file that is not what is listed. Its
-    /// length and CRC-32C, and what was made of each slice.
+    /// Reads a file slice by slice. `each` gets each piece with its offset, the slice's result so far and the slice's
+    /// checksum, to which `each` adds the piece. Returns the file's length and CRC-32C, and the slices' results. Fails
+    /// if the file is not as the manifest lists it.
     pub(super) fn read_slices<T: Default + Send>(
         &self,
         file: BorrowedFd<'_>,

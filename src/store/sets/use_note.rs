@@ -88,8 +88,8 @@ impl UseNote {
         self.measured.retain(|key, _| keys.contains(key));
     }
 
-    /// A set that has to be measured: one that never was, or, where sets share blocks, one that was measured among
-    /// others than these.
+    /// A set that has to be measured. Either it never was, or sets share blocks and other sets were there when it was
+    /// measured.
     pub(super) fn due(&self, keys: &[SetKey]) -> Option<SetKey> {
         let among = crc32_of(keys);
         let are_shared = self.measured.values().any(|it| it.taken.is_shared());

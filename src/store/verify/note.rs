@@ -49,8 +49,8 @@ const VERSION: &str = "verified 1 ";
 /// A longer note says nothing: it is that of more than a million files.
 pub(in crate::store) const NOTE_BYTES_MAX: usize = 512 << 20;
 
-/// How long a file has to have been left alone before it was read: its times are those of a clock that ticks, in some
-/// file systems every second.
+/// How old the last change of a file has to be when the file is read, in nanoseconds. Times of files are coarse: some
+/// file systems keep whole seconds.
 const SETTLED_NS: i64 = 2_000_000_000;
 
 /// What the entries of a note are about.

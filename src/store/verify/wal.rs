@@ -235,7 +235,7 @@ impl<'a> WalVerification<'a> {
         });
     }
 
-    /// What stands beside finished files. How many damaged copies there are of which a good file is there too.
+    /// Adds findings for what lies beside finished files. Returns how many damaged copies have a good file beside them.
     pub(super) fn beside(
         &self,
         reader: &ArchiveReader,

@@ -122,7 +122,7 @@ fn work(
     blocks.end(ended);
 }
 
-/// What the audit log is told of it; nothing of what there was not.
+/// The outcome for the audit log; `None` if what was asked for does not exist.
 fn outcome(ended: &Result<FetchEnd, Error>) -> Option<AuditOutcome<'_>> {
     match ended {
         Ok(FetchEnd::Whole) => Some(AuditOutcome::Done),
