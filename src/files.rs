@@ -3,24 +3,24 @@
 //! name. Invariant: after a return of `Ok` the content survives a power cut; a `HandedOver` file,
 //! whose reader makes it durable itself, is the one exception.
 
+mod lock;
 mod resolved;
 pub(crate) mod slices;
 mod stamp;
 
+pub(crate) use lock::{lock_folder_of, lock_within, try_lock, try_lock_open};
 pub(crate) use resolved::resolved;
 pub(crate) use stamp::{ChangeStamp, file_clock};
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use rustix::fs::{self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
@@ -28,9 +28,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::{CommandError, IoContext, Kind, Result};
-
-/// How often a wait for a lock looks again.
-const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Longest file that is read as a whole: a `postgresql.conf` or `pg_hba.conf` that people still read is far shorter.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
@@ -114,39 +111,6 @@ pub(crate) fn create_settings(path: &Path, text: &str) -> Result<()> {
             Err(CommandError::config(says).hint("choose another name, or edit it"))
         }
         written => written.at_setting("write", path),
-    }
-}
-
-/// Keeps other processes that ask the same from changing what lies in this file's folder, until
-/// the answer is dropped. The folder is locked, not the file: that is replaced, and a file made for
-/// the lock could belong to the wrong user.
-pub(crate) fn lock_folder_of(path: &Path, patience: Duration) -> Result<File> {
-    let resolved = std::fs::canonicalize(path);
-    let folder = directory_of(resolved.as_deref().unwrap_or(path));
-    let locked = File::open(folder).at_setting("open", folder)?;
-    let until = Instant::now() + patience;
-    loop {
-        match locked.try_lock() {
-            Ok(()) => return Ok(locked),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOCK_POLL_INTERVAL),
-            Err(TryLockError::WouldBlock) => {
-                let says = format!("{} is locked by another process", folder.display());
-                let hint = format!("find the process that holds it: fuser {}", folder.display());
-                return Err(CommandError::retry(says).hint(hint));
-            }
-            Err(TryLockError::Error(error)) => return Err(error).at_setting("lock", folder),
-        }
-    }
-}
-
-/// Locks a directory for as long as the answer lives, without a trace in it; `None` while somebody else has it
-/// locked.
-pub(crate) fn try_lock(kind: Kind, directory: &Path) -> Result<Option<File>> {
-    let file = File::open(directory).at(kind, "open", directory)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error).at(Kind::Retry, "lock", directory),
     }
 }
 
@@ -293,6 +257,20 @@ fn no_link(error: io::Error) -> io::Error {
         ),
         false => error,
     }
+}
+
+/// Whether a new file of this path can share the content of that file: both are on one file system that can. Leaves
+/// nothing; a file that is in the way is removed.
+pub(crate) fn can_share(from: &Path, probe: &Path) -> bool {
+    let shared = || -> io::Result<()> {
+        let from = open_at_once(from)?;
+        let to = File::create_new(probe)?;
+        Ok(fs::ioctl_ficlone(&to, &from)?)
+    };
+    let _ = std::fs::remove_file(probe);
+    let shared = shared();
+    let _ = std::fs::remove_file(probe);
+    shared.is_ok()
 }
 
 /// Makes a directory as PostgreSQL wants them, unless it is there.

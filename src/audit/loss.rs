@@ -5,8 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::files;
 
@@ -15,8 +14,6 @@ const NOTE_BYTES_MAX: u64 = 8 << 10;
 
 /// How long others may have the note locked, who only count.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-
-const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What the note says: `LINES SINCE WHY`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,15 +106,9 @@ fn rewrite(file: &mut File, text: &[u8]) -> io::Result<()> {
 }
 
 fn locked(file: File) -> io::Result<File> {
-    let until = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
-                sleep(LOCK_POLL_INTERVAL);
-            }
-            Err(error) => return Err(error.into()),
-        }
+    match files::lock_within(LOCK_PATIENCE, || files::try_lock_open(&file))? {
+        true => Ok(file),
+        false => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 

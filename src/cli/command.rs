@@ -1,6 +1,6 @@
 //! The commands: what is typed, which code runs for it on which side, how it ends and how it speaks.
-//! Never does the work itself, and knows no argument: those stand with their help in the command's own file, or in
-//! `options` where both sides have the command. Invariant: a new command is named here and in `owner`.
+//! Never does the work itself. Arguments stand with their help in the command's own file, or in `options` where both
+//! sides have the command. Invariant: the compiler asks for a new command here, in `owner` and in `audited`.
 
 use std::fs::DirBuilder;
 use std::os::unix::ffi::OsStrExt;

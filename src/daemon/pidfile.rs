@@ -66,29 +66,22 @@ impl PidFile {
     }
 
     fn acquire_with(path: &Path, text: &[u8]) -> Result<Self> {
-        let patience_ends = Instant::now() + LOCK_PATIENCE;
         loop {
             let mut file = open(
                 OpenOptions::new().write(true).create(true).mode(0o644),
                 path,
             )?;
-            match file.try_lock() {
-                // Someone who ended in between has removed the file: its name is free, or another's.
-                Ok(()) if !leads_to(path, &file) => continue,
-                Ok(()) => {
-                    write_text(&mut file, text).at_setting("write pidfile", path)?;
-                    return Ok(PidFile {
-                        path: path.to_path_buf(),
-                        file,
-                    });
-                }
-                Err(TryLockError::WouldBlock) if Instant::now() < patience_ends => {
-                    sleep(POLL_INTERVAL);
-                }
-                Err(TryLockError::WouldBlock) => return Err(already_running(path, &mut file)),
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).at(Kind::Config, "lock pidfile", path);
-                }
+            let is_taken = files::lock_within(LOCK_PATIENCE, || files::try_lock_open(&file));
+            if !is_taken.at(Kind::Config, "lock pidfile", path)? {
+                return Err(already_running(path, &mut file));
+            }
+            // Someone who ended in between has removed the file: its name is free, or another's.
+            if leads_to(path, &file) {
+                write_text(&mut file, text).at_setting("write pidfile", path)?;
+                return Ok(PidFile {
+                    path: path.to_path_buf(),
+                    file,
+                });
             }
         }
     }

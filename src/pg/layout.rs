@@ -48,6 +48,12 @@ pub(crate) const TMPSPC: &str = "tmpspc";
 /// Where recovery from a backup begins.
 pub(crate) const BACKUP_LABEL: &str = "backup_label";
 
+/// What the server renames the backup label to.
+pub(crate) const BACKUP_LABEL_DONE: &str = "backup_label.old";
+
+/// What the backup label is called until its set is sealed: PostgreSQL does not start from it.
+pub(crate) const BACKUP_LABEL_UNSEALED: &str = "backup_label.unsealed";
+
 /// Where the tablespaces of a backup were.
 pub(crate) const TABLESPACE_MAP: &str = "tablespace_map";
 

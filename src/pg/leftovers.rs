@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::error::{IoContext, Kind, Result};
 use crate::files;
+use crate::pg::layout;
 
 /// Notes that `slave_data` was a backup set (`standby::restore::taken`).
 pub(crate) const RESTORED_SET: &str = "walmgr_restored_set";
@@ -22,27 +23,19 @@ const FILES: [&str; 9] = [
     "recovery.conf",
     "recovery.done",
     "current_logfiles",
-    "backup_label.unsealed",
+    layout::BACKUP_LABEL_UNSEALED,
     RESTORED_SET,
     SYNCHRONOUS_NOTE,
 ];
 
-/// Folders whose content belongs to a running server. A slot keeps WAL for a client that never comes;
-/// `pg_stat_tmp` may hold what `boot` would take for an answer that this host's `xrestore` gave.
-const EMPTIED: [&str; 5] = [
-    "pg_stat_tmp",
-    "pg_replslot",
-    "pg_dynshmem",
-    "pg_notify",
-    "pg_snapshots",
-];
-
-/// Removes all of it from a data directory on which no server runs.
+/// Removes all of it from a data directory on which no server runs, and with it the content of the folders that belongs
+/// to a running server. A slot keeps WAL for a client that never comes; `pg_stat_tmp` may hold what `boot` would take for
+/// an answer that this host's `xrestore` gave.
 pub(crate) fn remove(data: &Path) -> Result<()> {
     for name in FILES {
         files::remove_any(&data.join(name))?;
     }
-    for name in EMPTIED {
+    for name in layout::EMPTIED {
         let folder = data.join(name);
         if !folder.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             continue;

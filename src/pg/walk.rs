@@ -29,7 +29,7 @@ use super::relation::{Fork, RelationFile, is_database};
 use super::roots::{Followed, Roots, enter, enter_linked, is, names};
 use super::tablespace_map::oid_of;
 use crate::error::{CommandError, Kind, Result};
-use crate::files::FileId;
+use crate::files::{self, FileId};
 
 /// A file as it was when it was listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -344,13 +344,13 @@ impl Walker<'_> {
 
     /// A directory without its content; `pg_wal` keeps those the server expects in it.
     fn empty(&mut self, path: RelativePath) -> Result<()> {
-        let is_wal = path.as_bytes() == layout::PG_WAL.as_bytes();
+        let wal = (path.as_bytes() == layout::PG_WAL.as_bytes()).then(|| path.clone());
         self.directories.push(path);
-        if is_wal {
-            let archive_status = self.path(None, b"pg_wal/archive_status")?;
+        if let Some(wal) = wal {
+            let archive_status = self.path(Some(&wal), layout::ARCHIVE_STATUS.as_bytes())?;
             self.directories.push(archive_status);
             if self.data.major() >= 17 {
-                let summaries = self.path(None, b"pg_wal/summaries")?;
+                let summaries = self.path(Some(&wal), layout::SUMMARIES.as_bytes())?;
                 self.directories.push(summaries);
             }
         }
@@ -372,7 +372,7 @@ impl Walker<'_> {
         ];
         /// What the server renames them to; of a backup from which this cluster was restored.
         const OMITTED_IN_ROOT: [&[u8]; 7] = [
-            b"backup_label.old",
+            layout::BACKUP_LABEL_DONE.as_bytes(),
             layout::TABLESPACE_MAP_DONE.as_bytes(),
             DAMAGED_PAGES.as_bytes(),
             LEFT_OUT.as_bytes(),
@@ -474,7 +474,7 @@ fn is_tablespace_root(path: &RelativePath) -> bool {
 
 /// The directories that the data directory lies in: a link to one of them would take the whole host.
 fn around(data: &Path) -> Vec<FileId> {
-    let data = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
+    let data = files::resolved(data);
     let above = data.ancestors().skip(1);
     above.filter_map(FileId::at).collect()
 }

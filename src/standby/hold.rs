@@ -5,7 +5,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
@@ -14,8 +14,7 @@ use crate::files;
 pub(crate) const HOLD_NAME: &str = "PAUSE.backup";
 
 /// Whoever looks whether replay is held has the lock for an instant.
-const LOOKERS_PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const READERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Replay is held until this is dropped, or its process ends.
 #[derive(Debug)]
@@ -30,21 +29,10 @@ impl ReplayHold {
     pub(super) fn take(completed_wals: &Path) -> Result<ReplayHold> {
         let path = completed_wals.join(HOLD_NAME);
         let mut file = files::open_lock(&path).at(Kind::Retry, "lock", &path)?;
-        let begun = Instant::now();
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if begun.elapsed() < LOOKERS_PATIENCE => {
-                    std::thread::sleep(LOOK_AGAIN);
-                }
-                Err(TryLockError::WouldBlock) => {
-                    let doing = format!("another process holds {}", path.display());
-                    return Err(CommandError::retry(doing));
-                }
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).at(Kind::Retry, "lock", &path);
-                }
-            }
+        let is_taken = files::lock_within(READERS_PATIENCE, || files::try_lock_open(&file));
+        if !is_taken.at(Kind::Retry, "lock", &path)? {
+            let doing = format!("another process holds {}", path.display());
+            return Err(CommandError::retry(doing));
         }
         // For people; a full disk is no reason to let replay go on.
         let text = format!("a backup holds replay: process {}\n", std::process::id());

@@ -10,6 +10,7 @@ use walmgr_protocol::names::WalFileName;
 
 use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
+use crate::pg::layout;
 
 /// The most that is read: two segments of the usual size, more than any cache of a processor holds.
 const BYTES_MAX: u64 = 32 << 20;
@@ -53,7 +54,7 @@ pub(super) fn read(
         let name = path.display().to_string();
         return Ok(RepeatedBytes { name, bytes });
     }
-    let folder = config.master_data.join("pg_wal");
+    let folder = config.master_data.join(layout::PG_WAL);
     let mut segments: Vec<WalFileName> = Vec::new();
     for entry in std::fs::read_dir(&folder).at(Kind::Retry, "read", &folder)? {
         let entry = entry.at(Kind::Retry, "read", &folder)?;

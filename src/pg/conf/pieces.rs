@@ -148,7 +148,7 @@ impl PieceSource for HostFiles {
     }
 
     fn resolved(&self, path: &Path) -> PathBuf {
-        std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
+        files::resolved(path)
     }
 }
 

@@ -191,8 +191,7 @@ fn in_debian(root: &Path, data: &Path) -> Option<PathBuf> {
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
-    let resolved = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    resolved(one) == resolved(other)
+    files::resolved(one) == files::resolved(other)
 }
 
 #[cfg(test)]

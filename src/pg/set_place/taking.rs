@@ -85,15 +85,7 @@ pub(crate) fn sources(place: &SetPlace) -> Result<Vec<OldFiles>> {
 /// Whether a file beside the old directory can share the content of one in it.
 pub(crate) fn can_share(place: &SetPlace) -> bool {
     let probe = place.staging_above().join(".walmgr-restore-probe");
-    let shared = || -> std::io::Result<()> {
-        let from = files::open_at_once(place.data.join(layout::PG_VERSION))?;
-        let to = std::fs::File::create_new(&probe)?;
-        Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
-    };
-    let _ = std::fs::remove_file(&probe);
-    let shared = shared();
-    let _ = std::fs::remove_file(&probe);
-    shared.is_ok()
+    files::can_share(&place.data.join(layout::PG_VERSION), &probe)
 }
 
 /// Refuses what does not fit; where it would be beside the old directory, the hint says what would fit instead.

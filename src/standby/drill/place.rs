@@ -132,15 +132,7 @@ impl ScratchPlace {
 
     /// Whether files in it can share the content of those in the set, where both lie on a file system that can.
     pub(super) fn can_share_with(&self, set: &Path) -> bool {
-        let probe = self.path.join("probe");
-        let shared = || -> io::Result<()> {
-            let from = std::fs::File::open(set.join(layout::PG_CONTROL))?;
-            let to = std::fs::File::create_new(&probe)?;
-            Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
-        };
-        let shared = shared();
-        let _ = std::fs::remove_file(&probe);
-        shared.is_ok()
+        files::can_share(&set.join(layout::PG_CONTROL), &self.path.join("probe"))
     }
 
     /// Ends what works in it and removes it, if it is there; refuses one that no drill on this archive made.

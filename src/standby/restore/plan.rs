@@ -20,7 +20,7 @@ use super::spaces::{later, mapping};
 use super::streamed::StreamedMaster;
 use crate::config::StandbyConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
-use crate::files::RoomNeeded;
+use crate::files::{self, RoomNeeded};
 use crate::options::Restoring;
 use crate::pg::backup_label::BackupLabel;
 use crate::pg::command::walmgr_command;
@@ -369,7 +369,7 @@ pub(super) fn examine_place(config: &StandbyConfig, restoring: &Restoring) -> Re
     let destination = std::path::absolute(destination).at(Kind::Usage, "find", destination)?;
     let place = SetPlace::examine(&destination, false)?;
     for taken in config.directories() {
-        let taken = std::fs::canonicalize(taken).unwrap_or_else(|_| taken.clone());
+        let taken = files::resolved(taken);
         if place.data.starts_with(&taken) || taken.starts_with(&place.data) {
             return Err(CommandError::usage(format!(
                 "{} and {} must not contain each other",

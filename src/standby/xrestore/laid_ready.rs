@@ -25,7 +25,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -100,7 +100,7 @@ impl<'a> LaidReady<'a> {
             return;
         };
         // Whoever lays them makes none, so that once it is gone it stays so.
-        if let Err(error) = self.make_folder() {
+        if let Err(error) = files::make_directory(&self.folder) {
             tracing::debug!("no segment is laid ready: {error}");
             return;
         }
@@ -182,15 +182,6 @@ impl<'a> LaidReady<'a> {
     fn path_of(&self, stored: &Stored) -> Option<PathBuf> {
         let name = stored.stamp()?;
         Some(self.folder.join(name))
-    }
-
-    fn make_folder(&self) -> Result<()> {
-        match std::fs::DirBuilder::new().mode(0o700).create(&self.folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(error).at(Kind::Retry, "create", &self.folder)
-            }
-            _ => Ok(()),
-        }
     }
 
     fn remove_all_but(&self, wanted: &[(Stored, PathBuf)]) -> Result<()> {

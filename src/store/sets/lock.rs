@@ -12,10 +12,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::error::SetError;
 use super::hand_note::HandNote;
+use crate::files::lock_within;
 use crate::store::StoreError;
 use crate::store::folder::Folder;
 
@@ -30,9 +31,6 @@ const SEAL_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Somebody who looks whether the lease is held has it for an instant.
 const LEASE_PATIENCE: Duration = Duration::from_millis(500);
-
-/// `flock` has no time limit of its own.
-const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How often the file may vanish between opening and locking it.
 const OPEN_ATTEMPTS_MAX: usize = 100;
@@ -71,7 +69,7 @@ impl Lease {
             let file = disk
                 .open_lock(folder.handle(), LEASE_NAME)
                 .map_err(failed("open lock"))?;
-            let taken = patiently(LEASE_PATIENCE, || disk.lock(file.as_fd()));
+            let taken = lock_within(LEASE_PATIENCE, || disk.lock(file.as_fd()));
             if !taken.map_err(failed("lock"))? {
                 return Err(busy("the backup", read_owner(folder, &file)?));
             }
@@ -225,7 +223,7 @@ impl NamesLock {
         // Never removed: a removed one could be locked twice.
         let file = (disk.open_lock(folder.handle(), name))
             .map_err(|error| folder.failure("open lock", name, error))?;
-        let taken = patiently(patience, || lock(folder, &file, mode));
+        let taken = lock_within(patience, || lock(folder, &file, mode));
         match taken.map_err(|error| folder.failure("lock", name, error))? {
             true => Ok(NamesLock { _file: file }),
             false => Err(busy(
@@ -245,21 +243,5 @@ pub(super) fn lock(folder: &Folder, file: &OwnedFd, mode: Mode) -> io::Result<bo
     match mode {
         Mode::Shared => folder.disk.lock_shared(file.as_fd()),
         Mode::Alone => folder.disk.lock(file.as_fd()),
-    }
-}
-
-fn patiently(
-    patience: Duration,
-    mut attempt: impl FnMut() -> io::Result<bool>,
-) -> io::Result<bool> {
-    let begin = Instant::now();
-    loop {
-        if attempt()? {
-            return Ok(true);
-        }
-        if begin.elapsed() >= patience {
-            return Ok(false);
-        }
-        std::thread::sleep(RETRY_INTERVAL);
     }
 }

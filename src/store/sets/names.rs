@@ -5,8 +5,8 @@ use walmgr_protocol::names::RelativePath;
 
 use crate::pg::layout;
 
-/// What `backup_label` is called until the set is sealed: PostgreSQL does not start from it.
-pub(super) const UNSEALED_LABEL: &str = "backup_label.unsealed";
+/// What `backup_label` is called until the set is sealed.
+pub(super) const UNSEALED_LABEL: &str = layout::BACKUP_LABEL_UNSEALED;
 
 /// The files of a set that only sealing writes. The rest are the names that would tell PostgreSQL,
 /// or whoever reads the set, something that only sealing may say.
