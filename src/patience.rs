@@ -2,6 +2,8 @@
 //! Never ends a thread: the kernel alone can. Invariant: of work with one key no two pieces are under way, so that a
 //! file system that hangs for good holds one thread for each key.
 
+pub(crate) mod process;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};

@@ -16,6 +16,7 @@ use uzers::os::unix::UserExt;
 
 use crate::error::{CommandError, Result};
 use crate::output::Waiting;
+use crate::patience::process;
 
 /// How often a command that runs is looked at.
 const TICK: Duration = Duration::from_millis(25);
@@ -187,7 +188,9 @@ impl SettingsCommand<'_> {
                 // It closed its output and goes on.
                 Err(RecvTimeoutError::Disconnected) => {
                     is_silent = true;
-                    std::thread::sleep(TICK);
+                    process::exited_within(&mut child, TICK).map_err(|error| {
+                        CommandError::retry(format!("wait for {self}")).because(error)
+                    })?;
                 }
             }
         }

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -19,6 +18,7 @@ use super::DaemonControl;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::output::Waiting;
+use crate::patience::process::has_ended_within;
 
 /// How often a wait for a daemon's end looks at the clock.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -134,30 +134,23 @@ fn wait_for_end(process: &OwnedFd, pid: i32, timeout: Duration) -> Result<()> {
     let (deadline, mut waiting) = (Instant::now() + timeout, Waiting::begin());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let is_over = left <= LOOK_INTERVAL;
-        let left = Timespec::try_from(left.min(LOOK_INTERVAL)).ok();
-        // Readable once it has ended (pidfd_open(2)), reaped or not.
-        let mut ends = [PollFd::new(process, PollFlags::IN)];
-        match poll(&mut ends, left.as_ref()) {
-            Ok(0) if !is_over => {
+        let has_ended = has_ended_within(process, left.min(LOOK_INTERVAL));
+        let doing = || CommandError::retry(format!("wait for the end of process {pid}"));
+        match has_ended.map_err(|error| doing().because(error))? {
+            true => return Ok(()),
+            false if left > LOOK_INTERVAL => {
                 if waiting.is_due() {
                     tracing::info!(
                         "waiting for process {pid} to end; it may be finishing an upload"
                     );
                 }
             }
-            Ok(0) => {
+            false => {
                 return Err(CommandError::retry(format!(
                     "process {pid} is still running {} s after the signal",
                     timeout.as_secs()
                 ))
                 .hint("it may be finishing an upload; see its log"));
-            }
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(error) => {
-                let doing = format!("wait for the end of process {pid}");
-                return Err(CommandError::retry(doing).because(io::Error::from(error)));
             }
         }
     }

@@ -7,19 +7,19 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
 use crate::config::{MasterConfig, StandbyConfig};
 use crate::error::{CommandError, Result};
 use crate::files;
+use crate::patience::process;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::layout;
 
 /// A program that only prints its version does so at once; one on a dead network file system never does.
 const VERSION_PATIENCE: Duration = Duration::from_secs(10);
-const TICK: Duration = Duration::from_millis(5);
 
 /// `postmaster.opts`; no system takes a longer command line.
 const OPTIONS_BYTES_MAX: u64 = 2 << 20;
@@ -221,20 +221,14 @@ fn version_of(program: &Path) -> std::result::Result<u8, String> {
         .stderr(Stdio::null())
         .spawn();
     let mut child = started.map_err(|error| error.to_string())?;
-    let begun = Instant::now();
-    loop {
-        match child.try_wait() {
-            Ok(Some(_)) => break,
-            Ok(None) if begun.elapsed() < VERSION_PATIENCE => std::thread::sleep(TICK),
-            ended => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(match ended {
-                    Err(error) => error.to_string(),
-                    Ok(_) => "it does not end".to_owned(),
-                });
-            }
-        }
+    let ended = process::exited_within(&mut child, VERSION_PATIENCE);
+    if !matches!(ended, Ok(Some(_))) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(match ended {
+            Err(error) => error.to_string(),
+            Ok(_) => "it does not end".to_owned(),
+        });
     }
     let mut said = Vec::new();
     if let Some(output) = child.stdout.take() {

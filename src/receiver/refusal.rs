@@ -1,6 +1,9 @@
 //! What the store's failures are called on the wire, with a hint for whoever reads it.
 //! Never hides a failure: each is logged here once, on the standby, where it happened.
 
+use std::io;
+
+use rustix::io::Errno;
 use walmgr_protocol::hello::Refusal;
 use walmgr_protocol::message::{ClusterIdentity, Error, ErrorCode};
 
@@ -38,6 +41,11 @@ pub(crate) fn of(error: &StoreError) -> Error {
             "type `status` on the standby: it names the files that are set apart, and `choose \
             NAME` shows one; archiving continues by itself when readers follow these files, or \
             when they are removed",
+        ),
+        StoreError::Disk { source, .. } if says_damaged(source) => (
+            ErrorCode::DiskFailed,
+            "the file system below the standby's archive is damaged: stop the receiver, unmount it and check it \
+            (fsck, xfs_repair); archiving then continues by itself",
         ),
         StoreError::Disk { .. } | StoreError::SyncFailed { .. } => (
             ErrorCode::DiskFailed,
@@ -82,6 +90,12 @@ pub(crate) fn of(error: &StoreError) -> Error {
         ),
     };
     Error::channel(code, error.to_string(), hint)
+}
+
+/// Whether a file system says by this error that its own structure is damaged: ext4 and XFS say `EUCLEAN` or `EBADMSG`.
+fn says_damaged(error: &io::Error) -> bool {
+    let damaged = [Errno::UCLEAN, Errno::BADMSG];
+    Errno::from_io_error(error).is_some_and(|errno| damaged.contains(&errno))
 }
 
 /// An archive that is bound talks to its own cluster only; an unbound one waits for `setup`.
@@ -226,5 +240,27 @@ pub(crate) fn set_to_reader(error: &SetError) -> Error {
             error.to_string(),
             "look at the directory of `full_backup` on the standby",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_304_a_damaged_file_system_is_named_with_its_remedy() {
+        let refused = |errno: Errno| {
+            of(&StoreError::Disk {
+                op: "examine",
+                path: "/archive/logs.complete".into(),
+                source: errno.into(),
+            })
+        };
+        for errno in [Errno::UCLEAN, Errno::BADMSG] {
+            let refused = refused(errno);
+            assert_eq!(refused.code, ErrorCode::DiskFailed);
+            assert!(refused.hint.contains("fsck"), "{errno}: {refused}");
+        }
+        assert!(!refused(Errno::IO).hint.contains("fsck"));
     }
 }

@@ -16,6 +16,7 @@ use crate::abnormal::Interrupt;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::output::{Waiting, escaped};
+use crate::patience::process;
 use crate::standby::replay::TICK;
 
 /// The first major version that has it.
@@ -76,7 +77,7 @@ pub(super) fn run(
     let mut child = command.spawn().at(Kind::Config, "start", &program)?;
     let (begun, mut waiting) = (Instant::now(), Waiting::begin());
     let status = loop {
-        let ended = child.try_wait();
+        let ended = process::exited_within(&mut child, TICK);
         if let Some(status) = ended.at(Kind::Retry, "wait for", &program)? {
             break status;
         }
@@ -92,7 +93,6 @@ pub(super) fn run(
         if waiting.is_due() {
             tracing::info!("pg_amcheck has run for {} s", begun.elapsed().as_secs());
         }
-        std::thread::sleep(TICK);
     };
     if status.success() {
         return Ok(None);

@@ -19,6 +19,7 @@ use crate::abnormal::Interrupt;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::files;
 use crate::output::{Waiting, escaped};
+use crate::patience::process;
 use crate::pg::layout;
 use crate::standby::replay::TICK;
 
@@ -125,20 +126,15 @@ impl ScratchServer {
 
     /// Ends it at once: nobody needs what it has not written.
     pub(super) fn end(&mut self) {
-        let begun = Instant::now();
         if let Ok(None) = self.child.try_wait()
             && let Ok(pid) = i32::try_from(self.child.id())
             && let Some(pid) = Pid::from_raw(pid)
         {
             let _ = kill_process(pid, Signal::QUIT);
         }
-        while let Ok(None) = self.child.try_wait() {
-            if begun.elapsed() > END_PATIENCE {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                return;
-            }
-            std::thread::sleep(TICK / 4);
+        if let Ok(None) = process::exited_within(&mut self.child, END_PATIENCE) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
     }
 }
