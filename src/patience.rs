@@ -26,7 +26,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Who waits with patience. Clones know of each other's work.
 #[derive(Debug, Clone)]
 pub(crate) struct Patience {
+    /// How long is waited for an answer, or for the next step of work that takes steps.
     most: Duration,
+    /// Whether a piece begins when that before it has ended or was given up on.
+    in_turn: bool,
     /// The keys of work that has not come back.
     away: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
@@ -36,6 +39,8 @@ pub(crate) struct Patience {
 pub(crate) enum NoAnswer {
     /// It is not done after so long, or that before it is not.
     Overdue(Duration),
+    /// It was going on, and has made no step for so long.
+    Stalled(Duration),
     /// It cannot be begun, or was ended by a panic that has been logged.
     Failed,
 }
@@ -46,6 +51,12 @@ impl std::fmt::Display for NoAnswer {
             NoAnswer::Overdue(most) => write!(
                 out,
                 "a file system does not answer: after {} s its paths could not be looked at; check the mounts below \
+                 the paths that it names",
+                most.as_secs_f32()
+            ),
+            NoAnswer::Stalled(most) => write!(
+                out,
+                "a file system does not answer: no file could be read to its end for {} s; check the mounts below \
                  the paths that it names",
                 most.as_secs_f32()
             ),
@@ -65,7 +76,16 @@ impl Patience {
     pub(crate) fn of(most: Duration) -> Self {
         Patience {
             most,
+            in_turn: false,
             away: Arc::default(),
+        }
+    }
+
+    /// Does one piece of work at a time, and waits for it as long as no two of its steps are so far apart.
+    pub(crate) fn in_turn(most: Duration) -> Self {
+        Patience {
+            in_turn: true,
+            ..Patience::of(most)
         }
     }
 
@@ -75,6 +95,15 @@ impl Patience {
         &self,
         keys: impl IntoIterator<Item = PathBuf>,
         work: impl Fn(&Path) -> T + Send + Sync + 'static,
+    ) -> BTreeMap<PathBuf, Result<T, NoAnswer>> {
+        self.each_by_steps(keys, move |key, _| work(key))
+    }
+
+    /// Does it for work that says when it has made a step: from there the patience lasts anew.
+    pub(crate) fn each_by_steps<T: Send + 'static>(
+        &self,
+        keys: impl IntoIterator<Item = PathBuf>,
+        work: impl Fn(&Path, &LastStep) -> T + Send + Sync + 'static,
     ) -> BTreeMap<PathBuf, Result<T, NoAnswer>> {
         let (teller, told) = channel();
         let mut round = Round {
@@ -97,6 +126,26 @@ impl Patience {
     }
 }
 
+/// When a piece of work last made a step.
+#[derive(Debug)]
+pub(crate) struct LastStep(Mutex<Instant>);
+
+impl LastStep {
+    fn now() -> Arc<Self> {
+        Arc::new(LastStep(Mutex::new(Instant::now())))
+    }
+
+    /// Says that the work goes on.
+    pub(crate) fn made(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn elapsed(&self) -> Duration {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.elapsed()
+    }
+}
+
 /// A key, and what came of its work; nothing after a panic.
 type Told<T> = (PathBuf, Option<T>);
 
@@ -105,17 +154,23 @@ struct Round<'a, T, Work> {
     patience: &'a Patience,
     work: Arc<Work>,
     left: VecDeque<PathBuf>,
-    begun: BTreeMap<PathBuf, Instant>,
+    begun: BTreeMap<PathBuf, (Instant, Arc<LastStep>)>,
     answers: BTreeMap<PathBuf, Result<T, NoAnswer>>,
     teller: Sender<Told<T>>,
 }
 
-impl<T: Send + 'static, Work: Fn(&Path) -> T + Send + Sync + 'static> Round<'_, T, Work> {
+impl<T: Send + 'static, Work: Fn(&Path, &LastStep) -> T + Send + Sync + 'static>
+    Round<'_, T, Work>
+{
     /// Begins what may begin; `false` when all is over.
     fn begin(&mut self) -> bool {
-        let is_quick = |since: &&Instant| since.elapsed() < SLOW_AFTER;
-        let mut quick = self.begun.values().filter(is_quick).count();
-        while quick < AT_ONCE
+        let is_quick = |since: &Instant| since.elapsed() < SLOW_AFTER;
+        let quick = self.begun.values().filter(|(since, _)| is_quick(since));
+        let mut room = match self.patience.in_turn {
+            true => usize::from(self.begun.is_empty()),
+            false => AT_ONCE.saturating_sub(quick.count()),
+        };
+        while room > 0
             && let Some(key) = self.left.pop_front()
         {
             if !self.patience.away().insert(key.clone()) {
@@ -130,11 +185,13 @@ impl<T: Send + 'static, Work: Fn(&Path) -> T + Send + Sync + 'static> Round<'_, 
                 teller: self.teller.clone(),
             };
             let work = Arc::clone(&self.work);
+            let last_step = LastStep::now();
+            let of_piece = Arc::clone(&last_step);
             let thread = thread::Builder::new().name("patience".to_owned());
             // Where no thread can be had the piece is dropped, which tells that it failed.
-            let _ = thread.spawn(move || piece.work(&*work));
-            self.begun.insert(key, Instant::now());
-            quick += 1;
+            let _ = thread.spawn(move || piece.work(&*work, &of_piece));
+            self.begun.insert(key, (Instant::now(), last_step));
+            room -= 1;
         }
         !self.begun.is_empty()
     }
@@ -150,8 +207,12 @@ impl<T: Send + 'static, Work: Fn(&Path) -> T + Send + Sync + 'static> Round<'_, 
             Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
         let most = self.patience.most;
-        let overdue = (self.begun).extract_if(.., |_, since| since.elapsed() >= most);
-        let answers = overdue.map(|(key, _)| (key, Err(NoAnswer::Overdue(most))));
+        let why = match self.patience.in_turn {
+            true => NoAnswer::Stalled(most),
+            false => NoAnswer::Overdue(most),
+        };
+        let overdue = (self.begun).extract_if(.., |_, (_, last)| last.elapsed() >= most);
+        let answers = overdue.map(|(key, _)| (key, Err(why)));
         self.answers.extend(answers);
     }
 }
@@ -165,8 +226,8 @@ struct PieceOfWork<T> {
 }
 
 impl<T> PieceOfWork<T> {
-    fn work(mut self, work: &dyn Fn(&Path) -> T) {
-        let answer = work(&self.key);
+    fn work(mut self, work: &dyn Fn(&Path, &LastStep) -> T, last_step: &LastStep) {
+        let answer = work(&self.key, last_step);
         self.answer = Some(answer);
     }
 }
@@ -221,6 +282,33 @@ mod tests {
         }
         let answers = patience.each(names, |_| ());
         assert!(answers.values().all(Result::is_ok));
+    }
+
+    #[test]
+    fn work_in_turn_is_waited_for_while_it_makes_steps() {
+        let most = Duration::from_millis(1_500);
+        let patience = Patience::in_turn(most);
+        let (end, ended) = channel::<()>();
+        let (ended, under_way) = (Mutex::new(ended), Mutex::new(BTreeSet::new()));
+        let answers = patience.each_by_steps(keys(&["a", "hangs", "z"]), move |key, step| {
+            let hangs = key == Path::new("hangs");
+            under_way.lock().unwrap().insert(key.to_path_buf());
+            if hangs {
+                let _ = ended.lock().unwrap().recv();
+            }
+            for _ in 0..12 {
+                thread::sleep(most / 10);
+                step.made();
+            }
+            let mut under_way = under_way.lock().unwrap();
+            under_way.remove(key);
+            under_way.len()
+        });
+        // Longer than the patience lasts, and alone but for what was given up on.
+        assert_eq!(answers[Path::new("a")], Ok(0));
+        assert_eq!(answers[Path::new("hangs")], Err(NoAnswer::Stalled(most)));
+        assert_eq!(answers[Path::new("z")], Ok(1));
+        drop(end);
     }
 
     #[test]

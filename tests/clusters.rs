@@ -7,6 +7,7 @@ mod files;
 mod idle;
 mod keys;
 mod unserved;
+mod verify;
 
 use crate::support::{Host, Site};
 

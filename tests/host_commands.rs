@@ -129,7 +129,7 @@ fn commands_of_one_cluster_are_refused_on_a_hosts_file() {
     let host = Host::new(&["db1"]);
     for word in [
         "setup",
-        "verify",
+        "verify data.master",
         "keep data.master",
         "unkeep data.master",
         "expire",

@@ -158,6 +158,11 @@ impl Command {
         )
     }
 
+    /// Whether it takes the folder of a host's clusters, too.
+    pub(super) const fn takes_folder(&self) -> bool {
+        self.is_of_all() || matches!(self, Command::Verify(_))
+    }
+
     /// Whether it prints for programs.
     pub(super) const fn has_json(&self) -> bool {
         matches!(
@@ -305,6 +310,7 @@ pub(super) fn run_command(
 
         (Host(own), Command::ListBackups(_)) => standby::all::listbackups(own, options),
         (Host(own), Command::Status(typed)) => standby::all::status(own, options, typed),
+        (Host(own), Command::Verify(typed)) => standby::all::verify(own, options, typed),
         (Host(own), Command::Identity) => identity::run(&own.tls, &own.job_name, options),
         (Host(own), Command::Cleanup(typed)) => standby::cleanup::run_host(own, options, *typed),
         (Host(own), Command::Receiver(_)) => {

@@ -227,7 +227,8 @@ fn of_standby(config: &StandbyConfig, command: &Command) -> Places {
 fn of_host(config: &HostConfig, command: &Command) -> Places {
     let clusters = || vec![Written::folder(&config.clusters)];
     match command {
-        Command::Receiver(_) | Command::Cleanup(_) => {
+        // `verify` remembers in each archive what it has read.
+        Command::Receiver(_) | Command::Cleanup(_) | Command::Verify(_) => {
             (clusters(), vec![Written::folder(folder_of(&config.path))])
         }
         Command::Identity if !config.tls.key.exists() => (

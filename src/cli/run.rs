@@ -48,7 +48,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         output::start(options, log(None, command))?;
         return cleanup::nothing_left(ini);
     }
-    let config = match command.is_of_all() && ini.is_dir() {
+    let config = match command.takes_folder() && ini.is_dir() {
         true => Config::Host(Box::new(config::load_folder(ini)?)),
         false => config::load(ini, &options.overrides)?,
     };

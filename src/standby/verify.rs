@@ -9,15 +9,17 @@ use clap::Args;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+use walmgr_protocol::names::BackupName;
 
 use crate::config::StandbyConfig;
-use crate::error::{CommandError, Kind, Result};
+use crate::error::{CommandError, Result};
 use crate::options::Options;
 use crate::output::{self, Waiting, escaped};
 use crate::standby::audited;
 use crate::standby::sets;
 use crate::standby::verified;
-use crate::status::Code;
+use crate::status::{self, Code, Level};
+use crate::store::sets::SetError;
 use crate::store::verify::finding::{
     FaultPlace, SetWindow, VerifyFinding, VerifyReport, VerifyStep,
 };
@@ -31,7 +33,7 @@ const JSON_FINDINGS_MAX: usize = 1_000;
 /// What stood behind `verify`.
 #[derive(Debug, Default, PartialEq, Eq, Args)]
 pub(crate) struct VerifyArgs {
-    /// One set, as `listbackups` prints it, with the WAL that it needs; without it everything
+    /// One set, as `listbackups` prints it, with the WAL that it needs; without it everything, of each cluster of a host
     #[arg(id = "backup_set", value_name = "SET")]
     pub set: Option<String>,
     /// Read every file, also what has not changed since it was found good
@@ -41,79 +43,166 @@ pub(crate) struct VerifyArgs {
 
 /// Proves the archive, or a set of it.
 pub(crate) fn run(config: &StandbyConfig, options: &Options, typed: &VerifyArgs) -> Result<()> {
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let wanted = match &typed.set {
         None => None,
         Some(text) => Some(sets::named(&sets::open(config)?, text)?),
     };
-    let places = ArchiveFolders::of(config);
-    let request = VerifyRequest {
-        places: &places,
-        full_backup: config.full_backup.as_deref(),
-        disk: &disk,
-        set: wanted.as_ref(),
-        again_after: config.verify_again_after,
-        reads_all: typed.all,
-    };
-    let failed = |error| sets::failed("verify the archive", &error);
+    let proof = ArchiveProof::of(config, wanted.as_ref(), typed.all);
     if options.not_really {
-        let (files, sets) = extent(&request).map_err(failed)?;
-        return output::not_really(&match &wanted {
-            None => format!("read {files} archived files and {sets} backup sets"),
-            Some(set) => format!("read {set} and what it needs of {files} archived files"),
-        });
+        return output::not_really(&proof.extent_text()?);
     }
-    let begun = Instant::now();
-    let mut waiting = Waiting::begin();
-    let (mut printed, mut kept, mut passed_bytes) = (Ok(()), Vec::new(), 0_u64);
-    let report = verify(&request, &mut |step| match step {
-        VerifyStep::Passed(bytes) => {
-            passed_bytes += bytes;
-            if waiting.is_due() {
-                tracing::info!("{} so far", size_text(passed_bytes));
-            }
-        }
-        VerifyStep::Found(finding) if options.json => {
-            if kept.len() < JSON_FINDINGS_MAX {
-                kept.push(finding_json(finding));
-            }
-        }
+    let (mut printed, mut kept) = (Ok(()), Vec::new());
+    let (report, seconds) = proof.make(&mut |step| match step {
+        VerifyStep::Passed(_) => {}
+        VerifyStep::Found(finding) if options.json => keep(&mut kept, finding),
         VerifyStep::Found(finding) => {
             if printed.is_ok() {
                 printed = output::print(&finding_line(finding));
             }
         }
-    });
-    let mut report = report.map_err(failed)?;
+    })?;
     printed?;
-    let is_good = state(&report) == "ok";
-    if wanted.is_none()
-        && let Some(why) = audited::trouble(config)
-    {
-        let finding = of_audit(why);
-        report.warning_count += 1;
-        match options.json {
-            true => kept.push(finding_json(&finding)),
-            false => output::print(&finding_line(&finding))?,
-        }
-    }
     if options.json {
         output::print(&page_json(&report, kept).to_string())?;
     } else if !options.quiet {
-        output::print(&summary(&report, begun.elapsed().as_secs_f64()))?;
+        output::print(&summary(&report, seconds))?;
     }
-    if let Some(why) = &report.not_remembered {
-        tracing::warn!("the next verify reads everything again: {why}");
-    } else if wanted.is_none()
-        && is_good
-        && let Err(error) = verified::note(config)
-    {
-        tracing::warn!("monitoring does not hear of this verify: {error}");
+    status::ended("verify", level(&report))
+}
+
+/// What one line says of the archive of a cluster that is one of several.
+pub(super) struct VerifyLine {
+    /// The summary, or the first of the worst findings and what to type.
+    pub text: String,
+    /// What `--json` prints of one cluster.
+    pub value: Value,
+    /// That of the worst finding.
+    pub level: Option<Level>,
+}
+
+/// Proves the whole archive of one of several clusters; says when it has passed a file.
+pub(super) fn line(
+    config: &StandbyConfig,
+    options: &Options,
+    reads_all: bool,
+    passed: &mut dyn FnMut(),
+) -> Result<VerifyLine> {
+    let proof = ArchiveProof::of(config, None, reads_all);
+    if options.not_really {
+        return Ok(VerifyLine {
+            text: format!("would {}", proof.extent_text()?),
+            value: Value::Null,
+            level: None,
+        });
     }
-    match (report.critical_count, report.warning_count) {
-        (0, 0) => Ok(()),
-        (0, _) => Err(CommandError::new(Kind::Warned, "verify: warning")),
-        _ => Err(CommandError::new(Kind::Alarmed, "verify: critical")),
+    let (mut worst, mut kept) = (None::<VerifyFinding>, Vec::new());
+    let (report, seconds) = proof.make(&mut |step| {
+        passed();
+        let VerifyStep::Found(finding) = step else {
+            return;
+        };
+        keep(&mut kept, finding);
+        let is_worse = |than: &VerifyFinding| finding.is_critical && !than.is_critical;
+        if worst.as_ref().is_none_or(is_worse) {
+            worst = Some(finding.clone());
+        }
+    })?;
+    let text = match &worst {
+        None => good_line(&report, seconds),
+        Some(worst) => format!(
+            "{}; {}; type: walmgr {} verify",
+            counted(&report),
+            finding_line(worst),
+            config.path.display()
+        ),
+    };
+    Ok(VerifyLine {
+        text,
+        level: level(&report),
+        value: page_json(&report, kept),
+    })
+}
+
+/// What is to be proven of a cluster's archive.
+struct ArchiveProof<'a> {
+    config: &'a StandbyConfig,
+    wanted: Option<&'a BackupName>,
+    reads_all: bool,
+    places: ArchiveFolders,
+    disk: Arc<dyn Disk>,
+}
+
+impl<'a> ArchiveProof<'a> {
+    fn of(config: &'a StandbyConfig, wanted: Option<&'a BackupName>, reads_all: bool) -> Self {
+        ArchiveProof {
+            config,
+            wanted,
+            reads_all,
+            places: ArchiveFolders::of(config),
+            disk: Arc::new(RealDisk),
+        }
+    }
+
+    fn request(&self) -> VerifyRequest<'_> {
+        VerifyRequest {
+            places: &self.places,
+            full_backup: self.config.full_backup.as_deref(),
+            disk: &self.disk,
+            set: self.wanted,
+            again_after: self.config.verify_again_after,
+            reads_all: self.reads_all,
+        }
+    }
+
+    /// What a real run would do, as a verb phrase.
+    fn extent_text(&self) -> Result<String> {
+        let (files, sets) = extent(&self.request()).map_err(|error| failed(&error))?;
+        Ok(match self.wanted {
+            None => format!("read {files} archived files and {sets} backup sets"),
+            Some(set) => format!("read {set} and what it needs of {files} archived files"),
+        })
+    }
+
+    /// Hands out each step, the finding of the audit log too; returns the report, and how many seconds it took.
+    fn make(&self, each: &mut dyn FnMut(VerifyStep<'_>)) -> Result<(VerifyReport, f64)> {
+        let begun = Instant::now();
+        let (mut waiting, mut passed_bytes) = (Waiting::begin(), 0_u64);
+        let report = verify(&self.request(), &mut |step| {
+            if let VerifyStep::Passed(bytes) = step {
+                passed_bytes += bytes;
+                if waiting.is_due() {
+                    tracing::info!("{} so far", size_text(passed_bytes));
+                }
+            }
+            each(step);
+        });
+        let mut report = report.map_err(|error| failed(&error))?;
+        let is_good = level(&report).is_none();
+        if self.wanted.is_none()
+            && let Some(why) = audited::trouble(self.config)
+        {
+            report.warning_count += 1;
+            each(VerifyStep::Found(&of_audit(why)));
+        }
+        if let Some(why) = &report.not_remembered {
+            tracing::warn!("the next verify reads everything again: {why}");
+        } else if self.wanted.is_none()
+            && is_good
+            && let Err(error) = verified::note(self.config)
+        {
+            tracing::warn!("monitoring does not hear of this verify: {error}");
+        }
+        Ok((report, begun.elapsed().as_secs_f64()))
+    }
+}
+
+fn failed(error: &SetError) -> CommandError {
+    sets::failed("verify the archive", error)
+}
+
+fn keep(kept: &mut Vec<Value>, finding: &VerifyFinding) {
+    if kept.len() < JSON_FINDINGS_MAX {
+        kept.push(finding_json(finding));
     }
 }
 
@@ -130,7 +219,7 @@ fn of_audit(why: String) -> VerifyFinding {
     }
 }
 
-fn level(finding: &VerifyFinding) -> &'static str {
+fn level_word(finding: &VerifyFinding) -> &'static str {
     match finding.is_critical {
         true => "critical",
         false => "warning",
@@ -154,7 +243,7 @@ fn finding_line(finding: &VerifyFinding) -> String {
         (None, Some(offset)) => format!(" at byte {offset}"),
         (None, None) => String::new(),
     };
-    let (level, file) = (level(finding), file_of(finding));
+    let (level, file) = (level_word(finding), file_of(finding));
     escaped(&format!(
         "{level}: {file}{place}: {}; {}",
         finding.why, finding.remedy
@@ -163,7 +252,7 @@ fn finding_line(finding: &VerifyFinding) -> String {
 
 fn finding_json(finding: &VerifyFinding) -> Value {
     json!({
-        "level": level(finding),
+        "level": level_word(finding),
         "code": finding.code,
         "set": finding.set.as_ref().map(ToString::to_string),
         "file": finding.file,
@@ -174,11 +263,19 @@ fn finding_json(finding: &VerifyFinding) -> Value {
     })
 }
 
-fn state(report: &VerifyReport) -> &'static str {
+fn level(report: &VerifyReport) -> Option<Level> {
     match (report.critical_count, report.warning_count) {
-        (0, 0) => "ok",
-        (0, _) => "warning",
-        _ => "critical",
+        (0, 0) => None,
+        (0, _) => Some(Level::Warning),
+        _ => Some(Level::Critical),
+    }
+}
+
+fn state(report: &VerifyReport) -> &'static str {
+    match level(report) {
+        None => "ok",
+        Some(Level::Warning) => "warning",
+        Some(Level::Critical) => "critical",
     }
 }
 
@@ -225,36 +322,55 @@ fn window_json(window: &SetWindow) -> Value {
 
 /// What was read, and to which times the sets lead.
 fn summary(report: &VerifyReport, seconds: f64) -> String {
-    let (counts, sets) = (&report.counts, &report.sets);
-    let files: u64 = sets.iter().map(|set| set.files).sum();
-    let mut text = format!(
-        "{} segments, {} in progress, {} other files; {} backup sets with {files} files\n",
-        report.segments,
-        report.partials,
-        report.other_files,
-        sets.len(),
-    );
-    text += &format!(
-        "{} in {} files read in {seconds:.1} s; {} in {} files not again, as they have not changed",
-        size_text(counts.bytes_read),
-        counts.files_read,
-        size_text(counts.bytes_skipped),
-        counts.files_skipped,
-    );
-    if report.old_copies > 0 {
-        text += &format!(
-            "\n{} damaged copies of files that are there and good",
-            report.old_copies
-        );
-    }
-    for window in sets {
+    let mut text = read_lines(report, seconds).join("\n");
+    for window in &report.sets {
         text += &format!("\n  {}: {}", window.set, window_text(window));
     }
-    text += &match (report.critical_count, report.warning_count) {
-        (0, 0) => "\nall is well".to_owned(),
-        (critical, warnings) => format!("\n{critical} critical findings, {warnings} warnings"),
-    };
-    text
+    text + "\n" + &counted(report)
+}
+
+/// It all in one line, of the sets only the newest.
+fn good_line(report: &VerifyReport, seconds: f64) -> String {
+    let newest = report.sets.first();
+    let newest = newest.map(|window| format!("{}: {}", window.set, window_text(window)));
+    let mut parts = vec![counted(report)];
+    parts.extend(read_lines(report, seconds).into_iter().chain(newest));
+    parts.join("; ")
+}
+
+fn counted(report: &VerifyReport) -> String {
+    match (report.critical_count, report.warning_count) {
+        (0, 0) => "all is well".to_owned(),
+        (critical, warnings) => format!("{critical} critical findings, {warnings} warnings"),
+    }
+}
+
+fn read_lines(report: &VerifyReport, seconds: f64) -> Vec<String> {
+    let (counts, sets) = (&report.counts, &report.sets);
+    let files: u64 = sets.iter().map(|set| set.files).sum();
+    let mut lines = vec![
+        format!(
+            "{} segments, {} in progress, {} other files; {} backup sets with {files} files",
+            report.segments,
+            report.partials,
+            report.other_files,
+            sets.len(),
+        ),
+        format!(
+            "{} in {} files read in {seconds:.1} s; {} in {} files not again, as they have not changed",
+            size_text(counts.bytes_read),
+            counts.files_read,
+            size_text(counts.bytes_skipped),
+            counts.files_skipped,
+        ),
+    ];
+    if report.old_copies > 0 {
+        lines.push(format!(
+            "{} damaged copies of files that are there and good",
+            report.old_copies
+        ));
+    }
+    lines
 }
 
 fn window_text(window: &SetWindow) -> String {

@@ -366,6 +366,18 @@ pub(crate) fn line(facts: &Facts, thresholds: &Thresholds) -> (Option<Level>, St
     (findings.first().map(|finding| finding.level), text)
 }
 
+/// How a command ends that judges: with the code that monitoring expects.
+pub(crate) fn ended(word: &str, level: Option<Level>) -> Result<()> {
+    match level {
+        None => Ok(()),
+        Some(Level::Warning) => Err(CommandError::new(Kind::Warned, format!("{word}: warning"))),
+        Some(Level::Critical) => Err(CommandError::new(
+            Kind::Alarmed,
+            format!("{word}: critical"),
+        )),
+    }
+}
+
 /// The page for programs as a value, to stand in another's.
 pub(crate) fn value(facts: &Facts, thresholds: &Thresholds) -> serde_json::Value {
     let text = page::json(facts, &facts.findings(thresholds));
@@ -393,11 +405,7 @@ pub(crate) fn finish(
     } else if level.is_some() {
         output::print(&page::brief(facts, &findings))?;
     }
-    match level {
-        None => Ok(()),
-        Some(Level::Warning) => Err(CommandError::new(Kind::Warned, "status: warning")),
-        Some(Level::Critical) => Err(CommandError::new(Kind::Alarmed, "status: critical")),
-    }
+    ended("status", level)
 }
 
 #[cfg(test)]
