@@ -6,6 +6,7 @@ mod arrows;
 mod circles;
 mod faults;
 mod finished_files;
+mod flows;
 mod names;
 mod source;
 mod standing_alone;
@@ -137,6 +138,11 @@ fn only_the_archive_proves_durability() {
 #[test]
 fn imports_within_a_room_run_one_way() {
     check(circles::of_imports);
+}
+
+#[test]
+fn no_flow_of_the_receiver_sees_another() {
+    check(flows::see_no_other);
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! | [`connection`] | the loop of one connection; passes each frame to its flow |
 //! | [`flows`] | push, partial, backup, fetch, trial and control; none sees another |
 //! | [`link`] | what a flow may use of its connection |
+//! | [`asking`] | the answer to a question about a set, awaited while the connection is served |
 //! | [`introduction`] | TLS, hello, and the identity of the peer |
 //! | [`clusters`] | the cluster of a peer |
 //! | [`reports`] | reports of the flows' workers |

@@ -6,9 +6,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use walmgr_protocol::message::{Error, ErrorCode};
+
 use crate::receiver::peer::PeerKey;
 use crate::receiver::{
-    ALL_CLUSTERS_TIMES, BACKUP_THREADS_MAX, FETCHES_MAX, RESERVED, STREAMS_MAX, UPLOADS_MAX,
+    ALL_CLUSTERS_TIMES, BACKUP_THREADS_MAX, FETCHES_MAX, FETCHES_PER_PEER_MAX, RESERVED,
+    STREAMS_MAX, UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX,
 };
 
 /// Places of one kind that the clusters of a process share.
@@ -75,6 +78,39 @@ impl NoShare {
                 )
             }
         }
+    }
+}
+
+/// What a request takes one of for as long as it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SharedPlaces {
+    /// An upload, or a trial of the way.
+    Uploads,
+    /// A fetch, or a question about a set.
+    Fetches,
+}
+
+impl SharedPlaces {
+    /// The refusal where none is left.
+    pub(crate) fn all_taken(self, none: NoShare) -> Error {
+        let (what, own, hint) = match self {
+            SharedPlaces::Uploads => {
+                let own = format!(
+                    "all {UPLOADS_PER_PEER_MAX} uploads of a peer, or {} MiB of them, or all \
+                    {UPLOADS_MAX} uploads, are in progress",
+                    UPLOAD_BYTES_PER_PEER_MAX >> 20
+                );
+                ("uploads", own, "walmgr tries again")
+            }
+            SharedPlaces::Fetches => {
+                let own = format!(
+                    "all {FETCHES_PER_PEER_MAX} fetches of a peer, or all {FETCHES_MAX} fetches, \
+                    are in progress"
+                );
+                ("fetches", own, "try again later")
+            }
+        };
+        Error::channel(ErrorCode::Busy, none.text(what, own), hint)
     }
 }
 

@@ -41,7 +41,7 @@ impl<'a> Rooms<'a> {
         let mut handed_on: BTreeMap<&str, BTreeMap<String, &str>> = BTreeMap::new();
         for (module, source) in &rooms.files {
             for (_, statement) in statements(&source.code).filter(|(_, text)| is_handing_on(text)) {
-                for path in rooms.paths(module, after_use(statement)) {
+                for path in paths(module, after_use(statement)) {
                     if let Some((file, rest)) = rooms.file_of(&path)
                         && let [name, ..] = rest
                     {
@@ -85,7 +85,7 @@ impl<'a> Rooms<'a> {
             if is_within_handing_on(&source.code, begin) {
                 continue;
             }
-            for path in self.paths(module, statement) {
+            for path in paths(module, statement) {
                 let Some((mut file, mut rest)) = self.file_of(&path) else {
                     continue;
                 };
@@ -134,27 +134,6 @@ impl<'a> Rooms<'a> {
         paths.filter_map(child).collect()
     }
 
-    /// The modules and items that a path in this module leads to, from the root of its crate.
-    fn paths(&self, module: &Module, text: &str) -> Vec<Module> {
-        let (base, own) = module;
-        let absolute = |path: Vec<String>| {
-            let ups = path.iter().take_while(|part| *part == "super").count();
-            let (base, mut full) = match path.first().map(String::as_str) {
-                Some("walmgr_protocol") => ("protocol/src/", Vec::new()),
-                Some("crate") => (*base, Vec::new()),
-                Some("super") => (*base, own[..own.len().saturating_sub(ups)].to_vec()),
-                _ => (*base, own.clone()),
-            };
-            let is_start = ["crate", "self", "super", "walmgr_protocol"];
-            full.extend(
-                path.into_iter()
-                    .skip_while(|part| is_start.contains(&part.as_str())),
-            );
-            (base, full)
-        };
-        expand(text).into_iter().map(absolute).collect()
-    }
-
     /// The file of the deepest module that a path names, and what it names within.
     fn file_of<'p>(&self, (base, path): &'p Module) -> Option<(&'a str, &'p [String])> {
         (1..=path.len()).rev().find_map(|length| {
@@ -162,6 +141,39 @@ impl<'a> Rooms<'a> {
             Some((source.path.as_str(), &path[length..]))
         })
     }
+}
+
+/// Every path of a file that leads out of it, where it begins, from the root of its crate.
+pub(super) fn named_by(source: &Source) -> Vec<(usize, Vec<String>)> {
+    let Some(module) = module_of(&source.path) else {
+        return Vec::new();
+    };
+    let named = path_starts(&source.code).flat_map(|(begin, text)| {
+        let paths = paths(&module, text).into_iter();
+        paths.map(move |(_, path)| (begin, path))
+    });
+    named.collect()
+}
+
+/// The modules and items that a path in this module leads to, from the root of its crate.
+fn paths(module: &Module, text: &str) -> Vec<Module> {
+    let (base, own) = module;
+    let absolute = |path: Vec<String>| {
+        let ups = path.iter().take_while(|part| *part == "super").count();
+        let (base, mut full) = match path.first().map(String::as_str) {
+            Some("walmgr_protocol") => ("protocol/src/", Vec::new()),
+            Some("crate") => (*base, Vec::new()),
+            Some("super") => (*base, own[..own.len().saturating_sub(ups)].to_vec()),
+            _ => (*base, own.clone()),
+        };
+        let is_start = ["crate", "self", "super", "walmgr_protocol"];
+        full.extend(
+            path.into_iter()
+                .skip_while(|part| is_start.contains(&part.as_str())),
+        );
+        (base, full)
+    };
+    expand(text).into_iter().map(absolute).collect()
 }
 
 /// Every file that is needed by this one, however far.

@@ -18,9 +18,9 @@ use crate::pg::backup_label::BackupLabel;
 use crate::pg::conf::ServerSettings;
 use crate::pg::recovery::TargetTimeline;
 use crate::receiver::cluster::{Cluster, ServedCluster};
-use crate::receiver::flows::fetch::send;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
+use crate::receiver::shares::SharedPlaces;
 use crate::receiver::worker::{self, AwaitedWork};
 use crate::store::sets::{HeldSet, SetError};
 use crate::store::{ArchiveReader, RealDisk, RecoveryReach, StoreError, WantedSet};
@@ -44,7 +44,7 @@ pub(super) fn ask(
         Ok(place) => place,
         Err(none) => {
             // Whoever asked may be gone; then nobody needs to know.
-            let _ = teller.send(Message::Error(send::all_taken(none)));
+            let _ = teller.send(Message::Error(SharedPlaces::Fetches.all_taken(none)));
             return answer;
         }
     };

@@ -21,10 +21,10 @@ use crate::audit::{AuditEvent, AuditOutcome};
 use crate::rate_limit::RateLimit;
 use crate::receiver::cluster::{Cluster, ServedCluster};
 use crate::receiver::peer::{AuditedPeer, Peer};
+use crate::receiver::refusal;
 use crate::receiver::reports::FetchReport;
-use crate::receiver::shares::NoShare;
+use crate::receiver::shares::SharedPlaces;
 use crate::receiver::worker::{AwaitedWork, FromWorker, Worker};
-use crate::receiver::{FETCHES_MAX, FETCHES_PER_PEER_MAX, refusal};
 use crate::store::lineage::HistoryAnswer;
 use crate::store::sets::{HeldSet, SetError, Streamed};
 use crate::store::{Absence, ArchiveReader, RealDisk, SegmentBefore, StoreError, StoredPiece};
@@ -44,7 +44,7 @@ pub(crate) fn start(
 ) -> FetchWorker {
     let place = match served.cluster.fetches.take(&peer.key()) {
         Ok(place) => place,
-        Err(none) => return Worker::refused(all_taken(none), say),
+        Err(none) => return Worker::refused(SharedPlaces::Fetches.all_taken(none), say),
     };
     let by = peer.audited();
     let workforce = served.store.workforce.clone();
@@ -63,19 +63,6 @@ pub(crate) fn start(
         worker.offer(Vec::new());
     }
     worker
-}
-
-/// The refusal where no place for a fetch is left.
-pub(crate) fn all_taken(none: NoShare) -> Error {
-    let own = format!(
-        "all {FETCHES_PER_PEER_MAX} fetches of a peer, or all {FETCHES_MAX} fetches, are in \
-        progress"
-    );
-    Error::channel(
-        ErrorCode::Busy,
-        none.text("fetches", own),
-        "try again later",
-    )
 }
 
 fn work(

@@ -14,10 +14,10 @@ use walmgr_protocol::session::push::{PushHeld, PushSealed};
 use crate::audit::{AuditEvent, AuditOutcome};
 use crate::receiver::cluster::ServedCluster;
 use crate::receiver::peer::{AuditedPeer, PeerKey};
+use crate::receiver::refusal;
 use crate::receiver::reports::UploadReport;
-use crate::receiver::shares::NoShare;
+use crate::receiver::shares::SharedPlaces;
 use crate::receiver::worker::{AwaitedWork, FromWorker, Worker};
-use crate::receiver::{UPLOAD_BYTES_PER_PEER_MAX, UPLOADS_MAX, UPLOADS_PER_PEER_MAX, refusal};
 use crate::store::partial::Finishing;
 use crate::store::{self, Archive, Incoming, StoreError, StoredUnderName};
 use crate::wal::segment::Verify;
@@ -41,7 +41,7 @@ pub(crate) fn start(
 ) -> Worker<UploadJob, UploadReport> {
     let place = match served.cluster.uploads.take_for(key, offer.size) {
         Ok(place) => place,
-        Err(none) => return Worker::refused(all_taken(none), say),
+        Err(none) => return Worker::refused(SharedPlaces::Uploads.all_taken(none), say),
     };
     // The job that is being done has left the queue.
     let workforce = served.store.workforce.clone();
@@ -66,17 +66,6 @@ pub(crate) fn start(
             Ok(())
         },
     )
-}
-
-/// The refusal where no place for an upload is left.
-pub(crate) fn all_taken(none: NoShare) -> Error {
-    let own = format!(
-        "all {UPLOADS_PER_PEER_MAX} uploads of a peer, or {} MiB of them, or all \
-        {UPLOADS_MAX} uploads, are in progress",
-        UPLOAD_BYTES_PER_PEER_MAX >> 20
-    );
-    let hint = "walmgr tries again";
-    Error::channel(ErrorCode::Busy, none.text("uploads", own), hint)
 }
 
 /// Returns the last report, or `None` when the connection let go of the upload.

@@ -10,10 +10,10 @@ use walmgr_protocol::message::trial::{Measured, TrialBegin};
 use walmgr_protocol::message::{Data, Digest, Error, ErrorCode};
 
 use crate::receiver::cluster::ServedCluster;
-use crate::receiver::flows::push::work::all_taken;
 use crate::receiver::peer::PeerKey;
 use crate::receiver::refusal;
 use crate::receiver::reports::TrialReport;
+use crate::receiver::shares::SharedPlaces;
 use crate::receiver::worker::{AwaitedWork, FromWorker, Worker};
 use crate::store::StoreError;
 
@@ -39,7 +39,7 @@ pub(crate) fn start(
     let room = if begin.synced { begin.size } else { 0 };
     let place = match served.cluster.uploads.take_for(key, room) {
         Ok(place) => place,
-        Err(none) => return Worker::refused(all_taken(none), say),
+        Err(none) => return Worker::refused(SharedPlaces::Uploads.all_taken(none), say),
     };
     let workforce = served.store.workforce.clone();
     let queue = BLOCKS_IN_FLIGHT - 1;
