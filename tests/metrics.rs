@@ -16,9 +16,9 @@ use crate::support::{Host, Site, free_port, wait_for};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came back: the head, and what stood behind it.
-struct HttpAnswer {
-    head: String,
-    content: String,
+pub(crate) struct HttpAnswer {
+    pub(crate) head: String,
+    pub(crate) content: String,
 }
 
 /// Sends these bytes, and reads to the end.
@@ -35,7 +35,7 @@ fn ask(address: SocketAddr, request: &[u8]) -> std::io::Result<HttpAnswer> {
     })
 }
 
-fn get(address: SocketAddr, path: &str) -> HttpAnswer {
+pub(crate) fn get(address: SocketAddr, path: &str) -> HttpAnswer {
     let request = format!("GET {path} HTTP/1.1\r\nHost: walmgr\r\n\r\n");
     ask(address, request.as_bytes()).unwrap()
 }
@@ -47,7 +47,7 @@ fn value(page: &str, begins: &str) -> Option<f64> {
 }
 
 /// An address of loopback that is free.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 

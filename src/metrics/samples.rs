@@ -61,6 +61,18 @@ impl Samples {
         self.put(metric, labels.to_vec(), Some(value));
     }
 
+    /// Sets one of several flags, which may be there with another value.
+    pub(crate) fn set_flag_of(
+        &mut self,
+        metric: Metric,
+        labels: &[(&'static str, &'static str)],
+        value: bool,
+    ) {
+        self.0
+            .retain(|sample| sample.metric != metric || sample.labels != labels);
+        self.flag_of(metric, labels, value);
+    }
+
     /// What was counted.
     pub(crate) fn counter(
         &mut self,

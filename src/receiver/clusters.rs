@@ -166,6 +166,13 @@ impl Clusters {
         unserved.cloned().collect()
     }
 
+    /// Whether a cluster is served with its old settings, since its file is broken.
+    pub(crate) fn has_old_settings(&self, name: &str) -> bool {
+        let table = self.table();
+        let is_wrong = |broken: &BrokenCluster| !broken.is_on_its_way;
+        table.served.contains_key(name) && table.broken.get(name).is_some_and(is_wrong)
+    }
+
     /// How many clusters are served, and how many there are.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let table = self.table();

@@ -74,6 +74,9 @@ impl MonitoredReceiver {
     }
 }
 
+/// The finding of a cluster that is served with its old settings, as `status` has it.
+const OLD_SETTINGS: [(&str, &str); 2] = [("code", "receiver"), ("level", "warning")];
+
 struct ReceiverSource {
     shown: MonitoredReceiver,
     refreshes: Refreshes,
@@ -148,6 +151,10 @@ impl ReceiverSource {
         if let Some((mut found, _)) = found {
             found.retain(|metric| metric != Metric::ReceivedAge);
             samples.extend(&found);
+        }
+        // No look finds this: a look begins with the file, which cannot be read.
+        if self.shown.clusters.has_old_settings(name) {
+            samples.set_flag_of(Metric::Finding, &OLD_SETTINGS, true);
         }
         samples
     }

@@ -2,7 +2,8 @@
 //! Never looks inside the receiver. Invariant tested: a reload changes the clusters whose files changed, and names
 //! each file that it cannot use.
 
-use super::{archives, host_of};
+use super::{archives, host_of, started};
+use crate::metrics::{free_address, get};
 use crate::support::peer::PATIENCE;
 use crate::support::place::server_user;
 use crate::support::{Host, Site, wait_for};
@@ -63,6 +64,52 @@ fn fault_147_a_file_that_is_broken_later_leaves_its_cluster_as_it_was() {
     host.write_cluster("b", &text);
     host.reload();
     archives(b, 2);
+}
+
+#[test]
+fn fault_147_metrics_tell_of_a_cluster_with_its_old_settings() {
+    let _user = skip_unless!(server_user());
+    let address = free_address();
+    let host = Host::builder().set("metrics_listen", &address.to_string());
+    let (host, sites) = started(host.build(), &["a", "b"]);
+    for site in &sites {
+        archives(site, 1);
+    }
+    let findings = |cluster: &str| -> Vec<f64> {
+        let page = get(address, "/metrics").content;
+        let labels = [
+            format!("cluster=\"{cluster}\""),
+            "code=\"receiver\"".to_owned(),
+            "level=\"warning\"".to_owned(),
+        ];
+        let is_asked = |line: &&str| {
+            line.starts_with("walmgr_finding{") && labels.iter().all(|label| line.contains(label))
+        };
+        let found = page.lines().filter(is_asked);
+        let value = |line: &str| line.rsplit_once(' ')?.1.parse().ok();
+        found.filter_map(value).collect()
+    };
+    let wait_for_looks = || {
+        wait_for("both clusters to be looked at", PATIENCE, || {
+            (findings("a") == [0.0] && findings("b") == [0.0]).then_some(())
+        });
+    };
+    wait_for_looks();
+    let text = std::fs::read_to_string(host.cluster_ini("b")).unwrap();
+    host.write_cluster("b", "[walmgr]\ncompleted_wal = /x\n");
+    host.reload();
+    assert_eq!((findings("a"), findings("b")), (vec![0.0], vec![1.0]));
+    // It is served all the same.
+    archives(&sites[1], 2);
+    let health = get(address, "/healthz");
+    assert!(
+        health.head.starts_with("HTTP/1.1 200 "),
+        "{}",
+        health.content
+    );
+    host.write_cluster("b", &text);
+    host.reload();
+    wait_for_looks();
 }
 
 #[test]
