@@ -252,7 +252,7 @@ struct PackingTools {
 static TOOLS: Mutex<(Vec<PackingTools>, usize)> = Mutex::new((Vec::new(), 0));
 static TOOLS_ARE_BACK: Condvar = Condvar::new();
 
-/// Tools for one block. Whoever has them waits for nothing, least of all for a disk.
+/// Tools for one block; `None` until they are made. Whoever has them waits for nothing, least of all for a disk.
 struct BorrowedTools(Option<PackingTools>);
 
 impl BorrowedTools {
@@ -264,7 +264,7 @@ impl BorrowedTools {
             }
             if tools.1 < TOOLS_MAX {
                 tools.1 += 1;
-                return BorrowedTools(Some(PackingTools::new()));
+                return BorrowedTools(None);
             }
             tools = (TOOLS_ARE_BACK.wait(tools)).unwrap_or_else(PoisonError::into_inner);
         }
@@ -279,7 +279,11 @@ impl BorrowedTools {
 impl Drop for BorrowedTools {
     fn drop(&mut self) {
         let mut tools = lock(&TOOLS);
-        tools.0.extend(self.0.take());
+        match self.0.take() {
+            Some(back) => tools.0.push(back),
+            // They were counted, and a panic kept them from being made.
+            None => tools.1 -= 1,
+        }
         drop(tools);
         TOOLS_ARE_BACK.notify_one();
     }
@@ -305,5 +309,22 @@ impl PackingTools {
             Ok(again) if again == raw => Ok(PackedBytes::of(stored.to_vec(), raw.len())),
             _ => Err(unusable("what zstd made of it does not unpack to the same")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tools_that_were_never_made_are_in_nobodys_way() {
+        for _ in 0..=TOOLS_MAX {
+            // As if making them had panicked.
+            drop(BorrowedTools::take().0.take());
+        }
+        assert_eq!(
+            BorrowedTools::with(|tools| tools.packed.len()),
+            STORED_BLOCK_BYTES_MAX
+        );
     }
 }

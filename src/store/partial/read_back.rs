@@ -28,21 +28,37 @@ pub(super) fn begin(
     segment: SegmentName,
     size: u64,
 ) {
-    if extents.reading_back.0.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    let (folder, known) = (Arc::clone(folder), Arc::clone(extents));
-    let thread = thread::Builder::new().name(format!("read {segment}"));
-    let begun = thread.spawn(move || {
+    let folder = Arc::clone(folder);
+    alone(extents, format!("read {segment}"), move |known| {
         thread::sleep(QUIET + QUIET / 2);
         // A push finds the same error, and says so to whoever waits for it.
         if let Ok(Some(read_back)) = read(&folder, segment, size) {
             known.change_known(segment, |extent| extent.read_back = Some(read_back));
         }
-        known.reading_back.0.store(false, Ordering::Relaxed);
     });
-    if begun.is_err() {
-        extents.reading_back.0.store(false, Ordering::Relaxed);
+}
+
+/// Does this in a thread of this name, unless another is at it. Says whether it does.
+fn alone(
+    extents: &Arc<PartialExtents>,
+    name: String,
+    work: impl FnOnce(&PartialExtents) + Send + 'static,
+) -> bool {
+    if extents.reading_back.0.swap(true, Ordering::Relaxed) {
+        return false;
+    }
+    let turn = ReadingTurn(Arc::clone(extents));
+    let thread = thread::Builder::new().name(name);
+    // Where no thread can be had the turn is over with what it was for.
+    thread.spawn(move || work(&turn.0)).is_ok()
+}
+
+/// The turn to read a segment back. It is over when this is dropped, by a panic too.
+struct ReadingTurn(Arc<PartialExtents>);
+
+impl Drop for ReadingTurn {
+    fn drop(&mut self) {
+        self.0.reading_back.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -72,4 +88,30 @@ fn is_quiet(stamp: &FileStamp) -> bool {
     since.is_ok_and(|since| {
         i64::try_from(since.as_millis()).is_ok_and(|now_ms| now_ms - stamp.changed_ms >= quiet_ms)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longer than a thread needs to begin on a machine that is busy.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn after_a_panic_of_one_reading_another_is_begun() {
+        let extents = Arc::new(PartialExtents::default());
+        let (held, released) = std::sync::mpsc::channel::<()>();
+        let begun = alone(&extents, "panics".to_owned(), move |_| {
+            let _ = released.recv();
+            panic!("a bug");
+        });
+        assert!(begun);
+        assert!(!alone(&extents, "one too many".to_owned(), |_| {}));
+        drop(held);
+        let until = std::time::Instant::now() + PATIENCE;
+        while !alone(&extents, "the next".to_owned(), |_| {}) {
+            assert!(std::time::Instant::now() < until, "no other is begun");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use walmgr_protocol::names::RelativePath;
 
@@ -107,7 +107,7 @@ impl ReadingAhead {
 
     /// On several threads, unless another backup does.
     fn run_all(&self, root: &OwnedFd) {
-        let Ok(_alone) = READS_AHEAD.try_lock() else {
+        let Some(_alone) = alone(&READS_AHEAD) else {
             return;
         };
         std::thread::scope(|scope| {
@@ -167,6 +167,15 @@ impl ReadingAhead {
             }
         }
         Some(())
+    }
+}
+
+/// The turn to read ahead, unless another has it. A panic of whoever had it before takes it from nobody.
+fn alone(turn: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
+    match turn.try_lock() {
+        Ok(turn) => Some(turn),
+        Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 
@@ -232,6 +241,20 @@ mod tests {
         let ahead = begin();
         ahead.run(&root);
         assert_eq!(ahead.next.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn after_a_panic_of_one_reading_ahead_another_has_its_turn() {
+        let turn = Mutex::new(());
+        let panicked = std::thread::scope(|scope| {
+            let panics = || {
+                let _turn = alone(&turn).unwrap();
+                assert!(alone(&turn).is_some(), "a bug");
+            };
+            scope.spawn(panics).join().is_err()
+        });
+        assert!(panicked);
+        assert!(alone(&turn).is_some());
     }
 
     #[test]
