@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -157,7 +157,17 @@ fn log_bound(bound: &[SocketAddr]) {
 struct MetricsListener {
     wanted: ListenAddress,
     bound: SocketAddr,
-    task: AbortHandle,
+    task: JoinHandle<()>,
+}
+
+impl MetricsListener {
+    /// Ends, and answers with what it was when its port is free.
+    async fn end(mut self) -> (ListenAddress, SocketAddr) {
+        self.task.abort();
+        // It has let go of its socket when it has ended, however it ended.
+        let _ = (&mut self.task).await;
+        (self.wanted.clone(), self.bound)
+    }
 }
 
 impl Drop for MetricsListener {
@@ -189,20 +199,16 @@ async fn change(
     source: &Arc<dyn MetricsSource>,
 ) -> Result<Vec<SocketAddr>> {
     let is_wanted = |listener: &MetricsListener| wanted.contains(&listener.wanted);
-    let (kept, given_up): (Vec<_>, Vec<_>) = listeners.drain(..).partition(is_wanted);
+    let (kept, mut given_up): (Vec<_>, Vec<_>) = listeners.drain(..).partition(is_wanted);
     let missing = |address: &&ListenAddress| !kept.iter().any(|kept| kept.wanted == **address);
     let missing: Vec<&ListenAddress> = wanted.iter().filter(missing).collect();
-    let mut given_up: Vec<Option<MetricsListener>> = given_up.into_iter().map(Some).collect();
     let mut begun = bind_all(&missing);
     if begun.is_err() && !missing.is_empty() {
         // `127.0.0.1:7433` has to go before `0.0.0.0:7433` can come.
-        let old: Vec<(ListenAddress, SocketAddr)> = given_up
-            .iter_mut()
-            .filter_map(Option::take)
-            .map(|old| (old.wanted.clone(), old.bound))
-            .collect();
-        // The task lets go of its socket when it is polled next.
-        sleep(Duration::from_millis(1)).await;
+        let mut old = Vec::new();
+        for listener in given_up.drain(..) {
+            old.push(listener.end().await);
+        }
         begun = bind_all(&missing);
         if begun.is_err() {
             for (wanted, bound) in old {
@@ -217,7 +223,7 @@ async fn change(
         Ok(begun) => begun,
         Err(error) => {
             listeners.extend(kept);
-            listeners.extend(given_up.into_iter().flatten());
+            listeners.extend(given_up);
             return Err(error);
         }
     };
@@ -242,7 +248,7 @@ fn listener_of(
     Some(MetricsListener {
         wanted: wanted.clone(),
         bound,
-        task: tokio::task::spawn_local(accepting).abort_handle(),
+        task: tokio::task::spawn_local(accepting),
     })
 }
 
