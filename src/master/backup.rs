@@ -68,9 +68,6 @@ const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(86_400);
 /// How long a signal waits for the answer to a lease that was asked for.
 const BEGIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How often to see whether the server still knows of the backup.
-const SESSION_INTERVAL: Duration = Duration::from_millis(500);
-
 /// Threads that run connections: TLS and checksums are work, and a backup may use two cores for it.
 const CONNECTION_THREADS: usize = 2;
 
@@ -554,9 +551,7 @@ impl Work<'_> {
 
 /// Ends when the server has ended the session, and the backup with it.
 async fn until_closed(session: &Session) -> CommandError {
-    while !session.is_closed() {
-        tokio::time::sleep(SESSION_INTERVAL).await;
-    }
+    session.until_closed().await;
     CommandError::retry("PostgreSQL ended the session of the backup")
         .hint("look at its log, and start the backup again")
 }

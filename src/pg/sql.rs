@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
+use tokio_util::sync::CancellationToken;
 
 use walmgr_protocol::names::{
     InvalidName, Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegmentSize,
@@ -49,6 +50,8 @@ impl Default for Limits {
 pub struct Session {
     client: Client,
     connection: JoinHandle<()>,
+    /// Cancelled when the connection has ended.
+    ended: CancellationToken,
     statement_limit: Duration,
     /// Boxed, as a session is held where little else is.
     info: Box<Conninfo>,
@@ -203,7 +206,10 @@ impl Session {
         limits: Limits,
     ) -> Result<Session> {
         let connection = opened.connection;
+        let ended = CancellationToken::new();
+        let ending = ended.clone().drop_guard();
         let connection = tokio::spawn(async move {
+            let _ending = ending;
             // Whoever waits for an answer gets this error from the client's side too.
             if let Err(error) = connection.await {
                 tracing::debug!("the session with PostgreSQL ended: {error}");
@@ -212,6 +218,7 @@ impl Session {
         let session = Session {
             client: opened.client,
             connection,
+            ended,
             statement_limit: limits.statement,
             info: Box::new(info.clone()),
             way: Box::new(opened.way),
@@ -293,6 +300,11 @@ impl Session {
     /// Whether the server has ended the session.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// Returns when the server has ended the session.
+    pub async fn until_closed(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Runs a statement with parameters and returns its rows; for questions that have no method.

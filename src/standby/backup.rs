@@ -12,12 +12,12 @@ mod standstill;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use indicatif::HumanBytes;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use walmgr_protocol::names::Lsn;
 
 use crate::audit::{AuditEvent, AuditOutcome};
@@ -91,7 +91,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, arguments: &BackupA
     let set = sets
         .begin(&lease)
         .map_err(|error| sets::failed("begin a backup set", &error))?;
-    let cancelled = Arc::new(AtomicBool::new(false));
+    let cancelled = CancellationToken::new();
     let copied = runtime.block_on(async {
         let stopped = stopped()?;
         let typed = (options, arguments.allow_left_out);
@@ -100,7 +100,7 @@ pub(crate) fn run(config: &StandbyConfig, options: &Options, arguments: &BackupA
         tokio::select! {
             made = &mut work => made,
             signal = &mut stopped => {
-                cancelled.store(true, Ordering::Relaxed);
+                cancelled.cancel();
                 // What copies looks at that, and nobody may remove the set below it.
                 let _ = work.await;
                 let text = format!("stopped by {signal} before the backup was complete");
@@ -254,14 +254,14 @@ impl Source<'_> {
     async fn begin(
         &self,
         notes: &mut Vec<String>,
-        cancelled: &Arc<AtomicBool>,
+        cancelled: &CancellationToken,
     ) -> Result<(Making, Lsn, ConfigPlaces)> {
         if let Some(server) = self.answering() {
             let session = online::connect(&self.data, server).await?;
             tracing::info!("waiting for a restartpoint of the standby");
             let online = tokio::select! {
                 online = OnlineBackup::begin(session, LABEL) => online?,
-                () = until_cancelled(cancelled) => return Err(copy::stopped()),
+                () = cancelled.cancelled() => return Err(copy::stopped()),
             };
             let places = online.config_places(notes).await;
             let start = online.start();
@@ -269,7 +269,7 @@ impl Source<'_> {
         }
         tracing::info!("the standby answers no queries, so its replay is held while it is copied");
         let (config, data) = (self.config.clone(), self.data.clone());
-        let (server, cancelled) = (self.server.clone(), Arc::clone(cancelled));
+        let (server, cancelled) = (self.server.clone(), cancelled.clone());
         let begun =
             blocking(move || OfflineBackup::begin(&config, &data, server.as_ref(), &cancelled));
         let offline = begun.await?;
@@ -283,7 +283,7 @@ impl Source<'_> {
         &self,
         set: &IncomingSet,
         typed: (&Options, bool),
-        cancelled: &Arc<AtomicBool>,
+        cancelled: &CancellationToken,
     ) -> Result<CopiedSet> {
         let (options, allows_left_out) = typed;
         let mut notes = Vec::new();
@@ -305,7 +305,7 @@ impl Source<'_> {
         let copy = SetCopy::new(
             set,
             (contents.roots, self.control.clone(), start),
-            (Arc::clone(&counters), Arc::clone(cancelled)),
+            (Arc::clone(&counters), cancelled.clone()),
             (total_bytes, self.config.backup_rate),
         )?;
         tracing::info!("copying {} from {start}", HumanBytes(total_bytes));
@@ -319,7 +319,7 @@ impl Source<'_> {
         drop(progress);
         if copied.is_err() && !copying.is_finished() {
             // Nobody may remove the set while it is written.
-            cancelled.store(true, Ordering::Relaxed);
+            cancelled.cancel();
             let _ = copying.await;
         }
         let (files, last) = copied?;
@@ -361,7 +361,7 @@ impl Source<'_> {
         &self,
         label: &BackupLabel,
         finished: &FinishedBackup,
-        cancelled: &AtomicBool,
+        cancelled: &CancellationToken,
     ) -> Result<DurableWal> {
         let (first, stop) = (label.first_segment, finished.stop_lsn);
         let (begun, mut waiting) = (Instant::now(), Waiting::begin());
@@ -375,7 +375,7 @@ impl Source<'_> {
                 WalProof::Durable(wal) => return Ok(wal),
                 WalProof::Missing(missing) => missing,
             };
-            if cancelled.load(Ordering::Relaxed) {
+            if cancelled.is_cancelled() {
                 return Err(copy::stopped());
             }
             if begun.elapsed() >= WAL_PATIENCE {
@@ -534,12 +534,6 @@ fn store_failed(doing: &str, error: &StoreError) -> CommandError {
         kind => kind,
     };
     CommandError::new(kind, doing).because(error)
-}
-
-async fn until_cancelled(cancelled: &AtomicBool) {
-    while !cancelled.load(Ordering::Relaxed) {
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
 }
 
 /// Does what waits for a disk on a thread of its own.

@@ -7,9 +7,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::HumanBytes;
+use tokio_util::sync::CancellationToken;
 use walmgr_protocol::names::Lsn;
 
 use crate::error::{CommandError, Result};
@@ -37,7 +37,7 @@ pub(super) struct SetCopy {
     control: ControlFile,
     start: Lsn,
     counters: Arc<Counters>,
-    cancelled: Arc<AtomicBool>,
+    cancelled: CancellationToken,
     /// How fast it reads.
     limit: RateLimit,
     buffer: Vec<u8>,
@@ -67,7 +67,7 @@ impl SetCopy {
     pub(super) fn new(
         set: &IncomingSet,
         (roots, control, start): (Roots, ControlFile, Lsn),
-        (counters, cancelled): (Arc<Counters>, Arc<AtomicBool>),
+        (counters, cancelled): (Arc<Counters>, CancellationToken),
         (total_bytes, rate): (u64, Option<u64>),
     ) -> Result<SetCopy> {
         Ok(SetCopy {
@@ -105,7 +105,7 @@ impl SetCopy {
 
     /// Copies one thing.
     fn take(&mut self, item: &Item) -> Result<()> {
-        if self.cancelled.load(Ordering::Relaxed) {
+        if self.cancelled.is_cancelled() {
             return Err(stopped());
         }
         match &item.content {
@@ -186,7 +186,7 @@ impl SetCopy {
     ) -> Result<()> {
         while !reading.is_at_end() {
             let (want, _) = reading.whole_pages(PIECE_BYTES);
-            let goes_on = || !self.cancelled.load(Ordering::Relaxed);
+            let goes_on = || !self.cancelled.is_cancelled();
             if !self.limit.take(want as u64, &goes_on) {
                 return Err(stopped());
             }

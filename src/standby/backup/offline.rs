@@ -9,9 +9,9 @@
 //! | where recovery is consistent | `minRecoveryPoint` of the control file that is copied last: PostgreSQL raises it before it writes a page |
 
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
 use super::standstill::restorers_below;
@@ -53,7 +53,7 @@ impl OfflineBackup {
         config: &StandbyConfig,
         data: &DataDirectory,
         server: Option<&Postmaster>,
-        cancelled: &AtomicBool,
+        cancelled: &CancellationToken,
     ) -> Result<OfflineBackup> {
         wait_until_consistent(data, server.is_some(), cancelled)?;
         let hold = ReplayHold::take(&config.completed_wals)?;
@@ -161,7 +161,7 @@ fn is_in_a_set(control: &ControlFile) -> bool {
 fn wait_until_consistent(
     data: &DataDirectory,
     is_running: bool,
-    cancelled: &AtomicBool,
+    cancelled: &CancellationToken,
 ) -> Result<()> {
     let (begun, mut waiting) = (Instant::now(), Waiting::begin());
     loop {
@@ -170,7 +170,7 @@ fn wait_until_consistent(
         if !is_in_a_set(&control) || !may_get_there {
             return check(data, &control);
         }
-        if cancelled.load(Ordering::Relaxed) {
+        if cancelled.is_cancelled() {
             return Err(super::copy::stopped());
         }
         if waiting.is_due() {
@@ -207,7 +207,7 @@ fn tablespace_map(data: &DataDirectory, oids: &[u32]) -> Result<Vec<u8>> {
 fn wait_until_it_stands(
     control: &ControlFiles,
     server: &Postmaster,
-    cancelled: &AtomicBool,
+    cancelled: &CancellationToken,
 ) -> Result<()> {
     let (begun, mut waiting) = (Instant::now(), Waiting::begin());
     let mut seen = (Instant::now(), Vec::new());
@@ -223,7 +223,7 @@ fn wait_until_it_stands(
             tracing::info!("replay stands");
             return Ok(());
         }
-        if cancelled.load(Ordering::Relaxed) {
+        if cancelled.is_cancelled() {
             return Err(super::copy::stopped());
         }
         if begun.elapsed() >= STANDSTILL_PATIENCE {

@@ -17,9 +17,6 @@ use crate::standby::own_server;
 /// A restartpoint writes out what the buffers hold; on a busy disk that takes its time, and less than a day.
 const RESTARTPOINT_DEADLINE: Duration = Duration::from_secs(86_400);
 
-/// How often to see whether the server still knows of the backup.
-const SESSION_INTERVAL: Duration = Duration::from_millis(500);
-
 /// Asks the server for a session that may make a backup.
 pub(super) async fn connect(data: &DataDirectory, server: &Postmaster) -> Result<Session> {
     let session = own_server::connect(data, server).await;
@@ -73,9 +70,7 @@ impl OnlineBackup {
 
     /// Ends when the server has ended the session, and the backup with it.
     pub(super) async fn until_closed(&self) -> CommandError {
-        while !self.running.session().is_closed() {
-            tokio::time::sleep(SESSION_INTERVAL).await;
-        }
+        self.running.session().until_closed().await;
         CommandError::retry("the standby's server ended the session of the backup")
             .hint("look at its log, and start the backup again")
     }
