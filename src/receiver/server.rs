@@ -43,6 +43,12 @@ use crate::store::{Archive, ArchiveFolders, Disk, RealDisk};
 /// Time for a silent socket that gives way to be closed.
 const GIVING_WAY: Duration = Duration::from_millis(5);
 
+/// What the log calls the task that waits for the first words of a stranger, should it panic.
+const ARRIVAL: &str = "arrival of a connection";
+
+/// What the log calls the task that greets a stranger, should it panic.
+const HANDSHAKE: &str = "handshake";
+
 /// Pause behind a panic, which may come again at once.
 const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
@@ -420,7 +426,7 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
     let until = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
     let (arrival, gives_way) = daemon.admission.arrive(address.ip());
     let daemon = Arc::clone(daemon);
-    tokio::spawn(async move {
+    tokio::spawn(worker::contained_task(ARRIVAL, async move {
         let process = daemon.clusters.process();
         let secured = matches!(process.protection, Protection::Tls { .. });
         let spoken = timeout_at(until, introduction::first_words(&stream, secured));
@@ -448,9 +454,12 @@ fn admit(daemon: &Arc<Daemon>, stream: TcpStream, address: SocketAddr) {
                 daemon.refusals.refused(address.ip(), reason, &text);
             }
             // A task of its own: one that waits for silence has no room for a connection.
-            None => drop(tokio::spawn(welcome(daemon, process, stranger))),
+            None => drop(tokio::spawn(worker::contained_task(
+                HANDSHAKE,
+                welcome(daemon, process, stranger),
+            ))),
         }
-    });
+    }));
 }
 
 /// A peer that speaks, and of which nothing is known.

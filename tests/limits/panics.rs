@@ -208,17 +208,23 @@ fn fault_145_after_a_panic_connections_are_accepted_again() {
         return;
     }
     let mut site = plain_site();
-    let place = "acceptance of connections";
-    restart_with(&mut site, &format!("first {place}"));
-    // A segment is asked for again until it is there.
-    let name = site.segment_name(1);
-    site.write_segment(1);
-    wait_for("connections to be accepted", PATIENCE, || {
-        (site.archive(&name).code == Some(0)).then_some(())
-    });
-    let log = site.receiver.log();
-    let said = format!("a panic ended this {place}: planted at src/receiver/worker.rs:");
-    assert_eq!(log.matches(&said).count(), 1, "{log}");
+    let places = [
+        "acceptance of connections",
+        "arrival of a connection",
+        "handshake",
+    ];
+    for (number, place) in (1..).zip(places) {
+        restart_with(&mut site, &format!("first {place}"));
+        // A segment is asked for again until it is there.
+        let name = site.segment_name(number);
+        site.write_segment(number);
+        wait_for("connections to be accepted", PATIENCE, || {
+            (site.archive(&name).code == Some(0)).then_some(())
+        });
+        let log = site.receiver.log();
+        let said = format!("a panic ended this {place}: planted at src/receiver/worker.rs:");
+        assert_eq!(log.matches(&said).count(), 1, "{log}");
+    }
 }
 
 #[test]
