@@ -3,13 +3,13 @@
 //! nobody looks.
 
 use tokio::sync::oneshot;
-use walmgr_protocol::message::Message;
+use walmgr_protocol::message::{Error, Message};
 
 use crate::receiver::worker::{self, AwaitedWork};
 
 /// The answer that is awaited, if any is.
 #[derive(Default)]
-pub(crate) struct SetAsking(Option<oneshot::Receiver<Message>>);
+pub(crate) struct SetAsking(Option<oneshot::Receiver<Result<Message, Error>>>);
 
 impl SetAsking {
     /// Whether an answer is awaited.
@@ -18,7 +18,7 @@ impl SetAsking {
     }
 
     /// Awaits this answer.
-    pub(crate) fn begin(&mut self, answer: oneshot::Receiver<Message>) {
+    pub(crate) fn begin(&mut self, answer: oneshot::Receiver<Result<Message, Error>>) {
         self.0 = Some(answer);
     }
 
@@ -29,7 +29,7 @@ impl SetAsking {
         };
         let answer = answer.await;
         self.0 = None;
-        answer
-            .unwrap_or_else(|_| Message::Error(worker::failed_on(AwaitedWork::SetQuestion.words())))
+        let lost = |_| Err(worker::failed_on(AwaitedWork::SetQuestion.words()));
+        answer.unwrap_or_else(lost).unwrap_or_else(Message::Error)
     }
 }

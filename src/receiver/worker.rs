@@ -241,12 +241,28 @@ pub(crate) async fn once<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
-    let (teller, told) = oneshot::channel();
-    of.spawn(name, work, move |ended| {
-        // Whoever asked may be gone; then nobody needs to know.
-        let _ = teller.send(ended);
-    });
+    let told = ask(of, name, |_| work());
     told.await.unwrap_or_else(|_| Err(failed_on(name)))
+}
+
+/// Begins one thing on a thread of this name, and hands out its answer, a panic's too. The work may ask whether nobody
+/// waits for the answer any more.
+pub(crate) fn ask<T: Send + 'static>(
+    of: &Workforce,
+    name: &'static str,
+    work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
+) -> oneshot::Receiver<Result<T, Error>> {
+    let (teller, told) = oneshot::channel();
+    let teller = Arc::new(teller);
+    let asked = Arc::clone(&teller);
+    let at_work = move || work(&|| asked.is_closed());
+    of.spawn(name, at_work, move |ended| {
+        // The work has let go of its own; whoever asked may be gone, then nobody needs to know.
+        if let Some(teller) = Arc::into_inner(teller) {
+            let _ = teller.send(ended);
+        }
+    });
+    told
 }
 
 /// Does one thing on a thread of this name, and does not wait for it.

@@ -38,25 +38,24 @@ pub(super) fn ask(
     served: ServedCluster,
     key: &PeerKey,
     question: SetQuestion,
-) -> oneshot::Receiver<Message> {
-    let (teller, answer) = oneshot::channel();
+) -> oneshot::Receiver<Result<Message, Error>> {
     let place = match served.cluster.fetches.take(key) {
         Ok(place) => place,
         Err(none) => {
+            let (teller, answer) = oneshot::channel();
             // Whoever asked may be gone; then nobody needs to know.
-            let _ = teller.send(Message::Error(SharedPlaces::Fetches.all_taken(none)));
+            let _ = teller.send(Err(SharedPlaces::Fetches.all_taken(none)));
             return answer;
         }
     };
     let workforce = served.store.workforce.clone();
-    worker::aside(&workforce, AwaitedWork::SetQuestion.words(), move || {
+    let words = AwaitedWork::SetQuestion.words();
+    worker::ask(&workforce, words, move |is_abandoned| {
         let _place = place;
         let (begun, most) = (Instant::now(), Duration::from_secs(TARGET_SEARCH_S_MAX));
-        let goes_on = || !teller.is_closed() && begun.elapsed() < most;
-        let answered = told(describe(&served, &question, &goes_on));
-        let _ = teller.send(answered);
-    });
-    answer
+        let goes_on = || !is_abandoned() && begun.elapsed() < most;
+        told(describe(&served, &question, &goes_on))
+    })
 }
 
 fn told(answered: Result<Fetch, Error>) -> Message {
