@@ -23,9 +23,14 @@ const SLOW_AFTER: Duration = Duration::from_millis(100);
 /// How often is looked for work that has become slow, or takes too long.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How often is looked whether the piece whose turn it is takes too long.
+const TURN_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Who waits with patience. Clones know of each other's work.
 #[derive(Debug, Clone)]
 pub(crate) struct Patience {
+    /// How long is waited for an answer, or for the first step of work that takes steps.
+    first: Duration,
     /// How long is waited for an answer, or for the next step of work that takes steps.
     most: Duration,
     /// Whether a piece begins when that before it has ended or was given up on.
@@ -39,7 +44,7 @@ pub(crate) struct Patience {
 pub(crate) enum NoAnswer {
     /// It is not done after so long, or that before it is not.
     Overdue(Duration),
-    /// It was going on, and has made no step for so long.
+    /// It has made no step for so long.
     Stalled(Duration),
     /// It cannot be begun, or was ended by a panic that has been logged.
     Failed,
@@ -56,7 +61,7 @@ impl std::fmt::Display for NoAnswer {
             ),
             NoAnswer::Stalled(most) => write!(
                 out,
-                "a file system does not answer: no file could be read to its end for {} s; check the mounts below \
+                "a file system does not answer: the work got no further for {} s; check the mounts below \
                  the paths that it names",
                 most.as_secs_f32()
             ),
@@ -75,15 +80,18 @@ impl Patience {
     /// Waits so long for each piece of work.
     pub(crate) fn of(most: Duration) -> Self {
         Patience {
+            first: most,
             most,
             in_turn: false,
             away: Arc::default(),
         }
     }
 
-    /// Does one piece of work at a time, and waits for it as long as no two of its steps are so far apart.
-    pub(crate) fn in_turn(most: Duration) -> Self {
+    /// Does one piece of work at a time. Waits `first` for its first step, which a disk that hangs does not let it make,
+    /// and then as long as no two of its steps are `most` apart.
+    pub(crate) fn in_turn(first: Duration, most: Duration) -> Self {
         Patience {
+            first,
             in_turn: true,
             ..Patience::of(most)
         }
@@ -128,21 +136,39 @@ impl Patience {
 
 /// When a piece of work last made a step.
 #[derive(Debug)]
-pub(crate) struct LastStep(Mutex<Instant>);
+pub(crate) struct LastStep(Mutex<StepTime>);
+
+/// The beginning of the work, or its newest step.
+#[derive(Debug, Clone, Copy)]
+struct StepTime {
+    at: Instant,
+    is_beginning: bool,
+}
 
 impl LastStep {
     fn now() -> Arc<Self> {
-        Arc::new(LastStep(Mutex::new(Instant::now())))
+        Arc::new(LastStep(Mutex::new(StepTime {
+            at: Instant::now(),
+            is_beginning: true,
+        })))
     }
 
     /// Says that the work goes on.
     pub(crate) fn made(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = StepTime {
+            at: Instant::now(),
+            is_beginning: false,
+        };
     }
 
-    fn elapsed(&self) -> Duration {
+    /// How long was waited in vain, if that is too long.
+    fn overdue(&self, patience: &Patience) -> Option<Duration> {
         let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.elapsed()
+        let most = match last.is_beginning {
+            true => patience.first,
+            false => patience.most,
+        };
+        (last.at.elapsed() >= most).then_some(most)
     }
 }
 
@@ -198,7 +224,12 @@ impl<T: Send + 'static, Work: Fn(&Path, &LastStep) -> T + Send + Sync + 'static>
 
     /// Takes in an answer, and gives up on what takes too long.
     fn wait(&mut self, told: &Receiver<Told<T>>) {
-        match told.recv_timeout(LOOK_INTERVAL) {
+        // What ends tells it; this is for what does not.
+        let look_interval = match self.patience.in_turn {
+            true => (self.patience.first / 10).min(TURN_LOOK_INTERVAL),
+            false => LOOK_INTERVAL,
+        };
+        match told.recv_timeout(look_interval) {
             // What was given up on is not believed later.
             Ok((key, answer)) if self.begun.remove(&key).is_some() => {
                 let answer = answer.ok_or(NoAnswer::Failed);
@@ -206,13 +237,16 @@ impl<T: Send + 'static, Work: Fn(&Path, &LastStep) -> T + Send + Sync + 'static>
             }
             Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        let most = self.patience.most;
-        let why = match self.patience.in_turn {
-            true => NoAnswer::Stalled(most),
-            false => NoAnswer::Overdue(most),
-        };
-        let overdue = (self.begun).extract_if(.., |_, (_, last)| last.elapsed() >= most);
-        let answers = overdue.map(|(key, _)| (key, Err(why)));
+        let patience = self.patience;
+        let overdue = (self.begun).extract_if(.., |_, (_, last)| last.overdue(patience).is_some());
+        let answers = overdue.map(|(key, (_, last))| {
+            let most = last.overdue(patience).unwrap_or(patience.most);
+            let why = match patience.in_turn {
+                true => NoAnswer::Stalled(most),
+                false => NoAnswer::Overdue(most),
+            };
+            (key, Err(why))
+        });
         self.answers.extend(answers);
     }
 }
@@ -286,13 +320,17 @@ mod tests {
 
     #[test]
     fn work_in_turn_is_waited_for_while_it_makes_steps() {
-        let most = Duration::from_millis(1_500);
-        let patience = Patience::in_turn(most);
+        let (first, most) = (Duration::from_millis(1_000), Duration::from_millis(1_500));
+        let patience = Patience::in_turn(first, most);
         let (end, ended) = channel::<()>();
         let (ended, under_way) = (Mutex::new(ended), Mutex::new(BTreeSet::new()));
-        let answers = patience.each_by_steps(keys(&["a", "hangs", "z"]), move |key, step| {
-            let hangs = key == Path::new("hangs");
+        let all = keys(&["a", "hangs", "hangs later", "z"]);
+        let answers = patience.each_by_steps(all, move |key, step| {
+            let hangs = key.to_str().unwrap().starts_with("hangs");
             under_way.lock().unwrap().insert(key.to_path_buf());
+            if key == Path::new("hangs later") {
+                step.made();
+            }
             if hangs {
                 let _ = ended.lock().unwrap().recv();
             }
@@ -306,8 +344,12 @@ mod tests {
         });
         // Longer than the patience lasts, and alone but for what was given up on.
         assert_eq!(answers[Path::new("a")], Ok(0));
-        assert_eq!(answers[Path::new("hangs")], Err(NoAnswer::Stalled(most)));
-        assert_eq!(answers[Path::new("z")], Ok(1));
+        assert_eq!(answers[Path::new("hangs")], Err(NoAnswer::Stalled(first)));
+        assert_eq!(
+            answers[Path::new("hangs later")],
+            Err(NoAnswer::Stalled(most))
+        );
+        assert_eq!(answers[Path::new("z")], Ok(2));
         drop(end);
     }
 

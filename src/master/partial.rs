@@ -42,7 +42,7 @@ pub(crate) struct MasterReach {
     pub flushed: Option<Lsn>,
 }
 
-/// How far behind the flushed WAL a pass may ship written WAL while commits wait, in bytes: commits are told only when
+/// How far beyond the flushed WAL a pass may ship written WAL while commits wait, in bytes: commits are told only when
 /// a pass ends. The segment's end is a bound, too: what a power cut takes from the master then lies in the segment that
 /// the standby compares first.
 const AHEAD_OF_FLUSH_BYTES: u64 = 1 << 20;

@@ -10,6 +10,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+/// How often a child is looked at of which there is no handle.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Waits until a process has ended, reaped or not; `false` when it runs for longer than so.
 pub(crate) fn has_ended_within(process: &OwnedFd, patience: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + patience;
@@ -36,9 +39,26 @@ pub(crate) fn exited_within(
     if let ended @ Some(_) = child.try_wait()? {
         return Ok(ended);
     }
-    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    has_ended_within(&process, patience)?;
-    child.try_wait()
+    match pidfd_open(Pid::from_child(child), PidfdFlags::empty()) {
+        Ok(process) => {
+            has_ended_within(&process, patience)?;
+            child.try_wait()
+        }
+        Err(_) => exited_without_handle(child, patience),
+    }
+}
+
+/// Looks again and again, where there is no handle to be had: too many files are open, or the kernel, or a filter of
+/// system calls, knows none.
+fn exited_without_handle(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || begun.elapsed() >= patience {
+            return Ok(ended);
+        }
+        std::thread::sleep(LOOK_INTERVAL.min(patience));
+    }
 }
 
 #[cfg(test)]
@@ -58,5 +78,15 @@ mod tests {
         assert!(ended.is_some_and(|status| !status.success()));
         assert!(begun.elapsed() < Duration::from_secs(300), "it waited on");
         assert_eq!(exited_within(&mut child, soon).unwrap(), ended);
+    }
+
+    #[test]
+    fn a_child_without_a_handle_is_looked_at_until_it_ends() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let soon = Duration::from_millis(20);
+        assert_eq!(exited_without_handle(&mut child, soon).unwrap(), None);
+        child.kill().unwrap();
+        let ended = exited_without_handle(&mut child, Duration::from_secs(600));
+        assert!(ended.unwrap().is_some_and(|status| !status.success()));
     }
 }

@@ -1,5 +1,5 @@
 //! What lies in a set, or in any copied data directory, and tells a server what is not meant for it.
-//! Never looks below the folders that are named here. Invariant: every step can be done twice.
+//! Never looks below the folders that are named here and in `layout::EMPTIED`. Invariant: every step can be done twice.
 
 use std::path::Path;
 

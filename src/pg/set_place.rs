@@ -70,7 +70,8 @@ impl SetPlace {
     /// Looks at a place; fails if a set cannot go there.
     pub(crate) fn examine(data: &Path, is_slave_data: bool) -> Result<SetPlace> {
         // A link leads to where the administrator wants it; only what it leads to is replaced.
-        let resolved = files::resolved(data);
+        // What does not lead there is not guessed: below a directory that is missing, `..` leads nowhere.
+        let resolved = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
         let is_mount = mounts::is_mount_point(&resolved)?;
         let place = SetPlace {
             occupant: match is_mount {

@@ -152,7 +152,7 @@ impl ReceiverSource {
             found.retain(|metric| metric != Metric::ReceivedAge);
             samples.extend(&found);
         }
-        // No look finds this: a look begins with the file, which cannot be read.
+        // No look finds this: a look takes the file, and not the settings that are in force.
         if self.shown.clusters.has_old_settings(name) {
             samples.set_flag_of(Metric::Finding, &OLD_SETTINGS, true);
         }

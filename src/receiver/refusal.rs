@@ -44,8 +44,8 @@ pub(crate) fn of(error: &StoreError) -> Error {
         ),
         StoreError::Disk { source, .. } if says_damaged(source) => (
             ErrorCode::DiskFailed,
-            "the file system below the standby's archive is damaged: stop the receiver, unmount it and check it \
-            (fsck, xfs_repair); archiving then continues by itself",
+            "the file system below the standby's archive is damaged: stop the receiver, unmount the file system, check it \
+            (fsck, xfs_repair), mount it and start the receiver; archiving then goes on",
         ),
         StoreError::Disk { .. } | StoreError::SyncFailed { .. } => (
             ErrorCode::DiskFailed,

@@ -123,8 +123,11 @@ pub(crate) enum AwaitedWork {
     SetQuestion,
 }
 
+// What is added has to be among all.
+const _: () = assert!(AwaitedWork::ALL.len() == AwaitedWork::SetQuestion as usize + 1);
+
 impl AwaitedWork {
-    /// All of them.
+    /// All of them, in their order.
     pub(crate) const ALL: [AwaitedWork; 7] = [
         AwaitedWork::Upload,
         AwaitedWork::Stream,

@@ -19,7 +19,7 @@ use crate::status::{self, Level, Thresholds};
 /// How long is waited for one cluster's line: its archive may be large, and its disk slow, but not hang.
 const LINE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long `verify` of one cluster may pass no file. It takes hours, so the whole has no bound. The largest file is
+/// How long `verify` of one cluster may pass no file, once it has passed one. It takes hours, so the whole has no bound. The largest file is
 /// read within this: one of 1 GiB by a disk that gives 600 KiB a second, a log of 250 GiB by one that gives 150 MiB.
 const FILE_PATIENCE: Duration = Duration::from_secs(30 * 60);
 
@@ -92,7 +92,7 @@ pub(crate) fn verify(host: &HostConfig, options: &Options, typed: &VerifyArgs) -
         ..options.clone()
     };
     let (of_each, reads_all) = (shown.clone(), typed.all);
-    let patience = Patience::in_turn(FILE_PATIENCE);
+    let patience = Patience::in_turn(LINE_PATIENCE, FILE_PATIENCE);
     let worst = print_all(host, &shown, &patience, move |name, config, step| {
         let line = verify::line(config, &of_each, reads_all, &mut || step.made())?;
         Ok(ClusterLine {

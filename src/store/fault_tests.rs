@@ -124,6 +124,15 @@ fn fault_33_an_io_error_at_any_step_is_refused() {
 }
 
 #[test]
+fn fault_304_a_damaged_file_system_stores_nothing_until_it_is_mended() {
+    for errno in [Errno::BADMSG, Errno::UCLEAN] {
+        for op in [Op::Create, Op::Allocate, Op::Write, Op::RenameNew] {
+            push_with_fault(op, 0, errno);
+        }
+    }
+}
+
+#[test]
 fn fault_34_a_failed_sync_is_never_tried_again_on_the_same_file() {
     let folder = scratch_folder();
     let places = new_archive(folder.path());

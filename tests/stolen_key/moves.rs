@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use walmgr_protocol::message::backup::{Backup, Join, PartName, Token};
 use walmgr_protocol::message::fetch::{Fetch, GetFile, GetPages, GetSet, ListBackups, WantedPages};
-use walmgr_protocol::message::{ListRequest, Message, WireVerify};
+use walmgr_protocol::message::{ListRequest, Message, MessageKind, WireVerify};
 use walmgr_protocol::names::{Lsn, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use crate::support::Site;
@@ -142,7 +142,9 @@ pub fn any(dice: &mut Dice) -> Move {
         26 => *dice.choose(&[Move::GetSet(who), Move::GetPages(who)]),
         27 => *dice.choose(&[Move::Setup(who), Move::HangUp(who)]),
         28 => {
-            let (kind, channel) = (dice.below(60).to_le_bytes()[0], dice.below(6));
+            let any = dice.below(256).to_le_bytes()[0];
+            let (known, channel) = (*dice.choose(MessageKind::ALL) as u8, dice.below(6));
+            let kind = if dice.once_in(4) { any } else { known };
             let (channel, bytes) = (u16::try_from(channel).unwrap(), dice.below(300));
             Move::Raw(who, kind, channel, u16::try_from(bytes).unwrap())
         }

@@ -5,6 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use walmgr::test_support::config;
 use walmgr::test_support::master::ask::Asking;
@@ -21,7 +22,10 @@ use super::place::{TempDir, give_to_server, walmgr};
 use super::proxy::Proxy;
 use super::receiver::Receiver;
 use super::stored;
-use super::{Cluster, free_port};
+use super::{Cluster, free_port, wait_for};
+
+/// Until two lists in a row say the same: a receiver measures two sets a second.
+const LIST_LIMIT: Duration = Duration::from_secs(60);
 
 /// The settings of an ini file, in order; setting one again replaces it.
 #[derive(Debug, Clone, Default)]
@@ -387,8 +391,14 @@ impl Site {
     pub fn listed_sets(&self) -> Vec<serde_json::Value> {
         let words = ["listbackups", "--json"];
         let listed = |json: String| serde_json::from_str::<Vec<serde_json::Value>>(&json).unwrap();
-        let of_master = listed(self.master_command(&words).succeed());
+        // The receiver measures sets by itself, so a list holds as long as the next one says the same.
         let mut sets = listed(self.standby_command(&words).succeed());
+        let of_master = wait_for("a list that nothing changes", LIST_LIMIT, || {
+            let of_master = listed(self.master_command(&words).succeed());
+            let before =
+                std::mem::replace(&mut sets, listed(self.standby_command(&words).succeed()));
+            (before == sets).then_some(of_master)
+        });
         for set in &mut sets {
             for member in [
                 "pinned",

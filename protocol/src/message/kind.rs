@@ -2,8 +2,8 @@
 //! Never says what a payload holds. Invariant: a number is in the range of its flow, and no number of a
 //! released version is ever used again for another message.
 //!
-//! A range begins at sixteen times the number of its flow and ends where the next one begins. 48 to 63 and 112 to
-//! 127 are free for flows to come.
+//! A range begins at sixteen times the number of its flow and has sixteen numbers; that of a backup goes on to 255. 48 to
+//! 63 and 112 to 127 are free for flows to come.
 
 /// Which conversation a message is part of; the numbers of its kinds begin at sixteen times this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Flow {
     Partial = 5,
     /// Blocks that are measured and dropped.
     Trial = 6,
-    /// A base backup on its way into the archive. Its kinds are the most, so its range is all that is left.
+    /// A base backup on its way into the archive. It has the most kinds, so its range goes on to the last number.
     Backup = 8,
 }
 

@@ -68,7 +68,7 @@ impl WriterLock {
 
     /// Takes the lock. Its holder loses it to a newer timeline, which the archive follows, and to any peer after
     /// shipping nothing for [`STREAM_IDLE_MAX`]. A holder whose records the archive contradicts loses the lock to a
-    /// peer whose records it does not.
+    /// peer whose records it does not. While a job of its holder is under way nobody gets it.
     pub(crate) fn take(
         self: &Arc<Self>,
         who: &str,

@@ -35,7 +35,7 @@ impl Changed {
     }
 
     /// Puts the administrator's value back. Returns `false`, and changes nothing, if somebody set another value
-    /// meanwhile.
+    /// meanwhile, or if the value is the one that was there before.
     pub(super) fn put_back(&self, path: &Path) -> Result<bool> {
         let text = read(path)?;
         let found = conf::value(&text, &self.name);

@@ -78,12 +78,13 @@ pub(super) fn run(
     let (begun, mut waiting) = (Instant::now(), Waiting::begin());
     let status = loop {
         let ended = process::exited_within(&mut child, TICK);
-        if let Some(status) = ended.at(Kind::Retry, "wait for", &program)? {
-            break status;
-        }
-        let stopped = match begun.elapsed() > CHECK_LIMIT {
-            true => Err(CommandError::retry("pg_amcheck has run for a day")),
-            false => interrupt.check(),
+        let stopped = match ended.at(Kind::Retry, "wait for", &program) {
+            Ok(Some(status)) => break status,
+            Ok(None) if begun.elapsed() > CHECK_LIMIT => {
+                Err(CommandError::retry("pg_amcheck has run for a day"))
+            }
+            Ok(None) => interrupt.check(),
+            Err(error) => Err(error),
         };
         if let Err(error) = stopped {
             let _ = child.kill();

@@ -132,7 +132,10 @@ impl ScratchServer {
         {
             let _ = kill_process(pid, Signal::QUIT);
         }
-        if let Ok(None) = process::exited_within(&mut self.child, END_PATIENCE) {
+        if !matches!(
+            process::exited_within(&mut self.child, END_PATIENCE),
+            Ok(Some(_))
+        ) {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

@@ -127,7 +127,8 @@ impl<'a> RecordSearch<'a> {
     }
 }
 
-/// A scanner at the beginning of the next segment, after one whose records end at `end`; `None` if they do not fill it.
+/// A scanner at the beginning of the next segment, after one whose records end at `end`; `None` if replay does not get
+/// there: the records neither fill the segment nor end with a switch.
 pub(super) fn out_of(end: RecordsEnd, segment: SegmentName, binding: &Binding) -> Option<Scanner> {
     let size = binding.segment_size.bytes();
     let behind = Lsn(start_of(segment, binding).0.wrapping_add(size));

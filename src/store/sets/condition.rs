@@ -82,8 +82,8 @@ impl BackupSets {
         self.examine(root, set, label).0
     }
 
-    /// How the set in this directory is, and what its manifest says. The manifest is empty where it could not be read,
-    /// is damaged, or the label is.
+    /// How the set in this directory is, and what its manifest says. The manifest is empty where it is absent, damaged or
+    /// unreadable, or where the label is damaged.
     pub(super) fn examine(
         &self,
         root: BorrowedFd<'_>,

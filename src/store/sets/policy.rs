@@ -381,7 +381,7 @@ fn keep_counted(sets: &[RetainedSet], old: &[bool], most: u32, reasons: &mut [Ve
     }
 }
 
-/// Keeps the sets within the window of `keep_days`. From before the window it keeps the newest of the sets that reach
+/// Keeps the sound sets within the window of `keep_days`. From before the window it keeps the newest of the sets that reach
 /// furthest and are older than the minimum age.
 fn keep_window(
     sets: &[RetainedSet],

@@ -106,9 +106,9 @@ pub(crate) struct VerifyReport {
     pub sets: Vec<SetWindow>,
     /// What was read.
     pub counts: ReadCounts,
-    /// VerifyFindings that may end a recovery, and others.
+    /// How many findings may end a recovery.
     pub critical_count: u64,
-    /// The others.
+    /// How many other findings there are.
     pub warning_count: u64,
     /// Why nothing is remembered for the next run, if that is so.
     pub not_remembered: Option<String>,
@@ -119,7 +119,7 @@ pub(crate) struct VerifyReport {
 pub(crate) enum VerifyStep<'a> {
     /// Something was found.
     Found(&'a VerifyFinding),
-    /// A file of so many bytes was read, or passed over.
+    /// A file of so many bytes is about to be read, or was passed over.
     Passed(u64),
 }
 
