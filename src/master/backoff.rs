@@ -8,8 +8,9 @@ use crate::transport::connect::fresh_nonce;
 /// The first pause after a failure; each further one doubles it.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 
-/// The longest pause after a failure: a standby that is back is noticed within this.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The longest pause after a failure: a standby that is back is noticed within this, however long it was away. Shipping
+/// is to go on within ten seconds, and a connection is cheap.
+const BACKOFF_MAX: Duration = Duration::from_secs(8);
 
 /// Doubling, and never the same for two daemons that lost the same receiver.
 pub(super) fn backoff(failures: u32) -> Duration {
@@ -28,6 +29,7 @@ mod tests {
     fn pauses_grow_to_their_bound_and_differ() {
         for failures in [1, 2, 5, 9, 40] {
             let longest = BACKOFF_FIRST * (1 << (failures - 1).min(9));
+            assert!(backoff(failures) < Duration::from_secs(10));
             let longest = longest.min(BACKOFF_MAX);
             for _ in 0..20 {
                 let pause = backoff(failures);
