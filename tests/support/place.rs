@@ -38,6 +38,19 @@ pub fn below_but_index(folder: &Path) -> BTreeMap<PathBuf, Metadata> {
 /// as root can do so anyway.
 pub struct TempDir(tempfile::TempDir);
 
+impl Drop for TempDir {
+    /// Tries again where somebody still writes into it: the receiver of a host outlives the folders of its clusters.
+    fn drop(&mut self) {
+        for _ in 0..20 {
+            match std::fs::remove_dir_all(self.0.path()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {}
+                _ => return,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+}
+
 impl TempDir {
     /// A new, empty folder.
     pub fn new() -> TempDir {
