@@ -161,14 +161,18 @@ impl LastStep {
         };
     }
 
-    /// How long was waited in vain, if that is too long.
-    fn overdue(&self, patience: &Patience) -> Option<Duration> {
+    /// Why it is waited for no longer; `None` if it is.
+    fn given_up(&self, patience: &Patience) -> Option<NoAnswer> {
         let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let most = match last.is_beginning {
             true => patience.first,
             false => patience.most,
         };
-        (last.at.elapsed() >= most).then_some(most)
+        let why = match patience.in_turn {
+            true => NoAnswer::Stalled(most),
+            false => NoAnswer::Overdue(most),
+        };
+        (last.at.elapsed() >= most).then_some(why)
     }
 }
 
@@ -237,17 +241,12 @@ impl<T: Send + 'static, Work: Fn(&Path, &LastStep) -> T + Send + Sync + 'static>
             }
             Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        let patience = self.patience;
-        let overdue = (self.begun).extract_if(.., |_, (_, last)| last.overdue(patience).is_some());
-        let answers = overdue.map(|(key, (_, last))| {
-            let most = last.overdue(patience).unwrap_or(patience.most);
-            let why = match patience.in_turn {
-                true => NoAnswer::Stalled(most),
-                false => NoAnswer::Overdue(most),
-            };
-            (key, Err(why))
+        let (patience, answers) = (self.patience, &mut self.answers);
+        self.begun.retain(|key, (_, last)| {
+            let given_up = last.given_up(patience);
+            answers.extend(given_up.map(|why| (key.clone(), Err(why))));
+            given_up.is_none()
         });
-        self.answers.extend(answers);
     }
 }
 

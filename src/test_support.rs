@@ -106,7 +106,7 @@ pub mod receiver {
     };
     /// What the answer to a panic calls each kind of work that a client waits for.
     pub fn awaited_work() -> impl Iterator<Item = &'static str> {
-        (crate::receiver::worker::AwaitedWork::ALL.into_iter()).map(|work| work.words())
+        (crate::receiver::worker::AwaitedWork::ALL.iter()).map(|work| work.words())
     }
     pub mod refusal_log {
         pub use crate::receiver::refusal_log::{REFUSAL_LOG_INTERVAL, REFUSAL_LOG_LINES_MAX};

@@ -104,52 +104,43 @@ impl WorkEnds {
     }
 }
 
-/// The work that a client waits for, each on a thread of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AwaitedWork {
-    /// A file comes into the archive.
-    Upload,
-    /// Records of the segment in progress come.
-    Stream,
-    /// A backup set comes.
-    Backup,
-    /// A file or a backup set is sent back.
-    Fetch,
-    /// Blocks are measured and dropped.
-    Trial,
-    /// A request about the archive is answered.
-    Request,
-    /// A question about a backup set is looked into.
-    SetQuestion,
+macro_rules! awaited_work {
+    ($($(#[$what:meta])* $name:ident = $words:literal;)*) => {
+        /// The work that a client waits for, each on a thread of its own.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum AwaitedWork {
+            $($(#[$what])* $name,)*
+        }
+
+        impl AwaitedWork {
+            /// All of them.
+            pub(crate) const ALL: &'static [AwaitedWork] = &[$(AwaitedWork::$name,)*];
+
+            /// What the client and the log call it.
+            pub(crate) const fn words(self) -> &'static str {
+                match self {
+                    $(AwaitedWork::$name => $words,)*
+                }
+            }
+        }
+    };
 }
 
-// What is added has to be among all.
-const _: () = assert!(AwaitedWork::ALL.len() == AwaitedWork::SetQuestion as usize + 1);
-
-impl AwaitedWork {
-    /// All of them, in their order.
-    pub(crate) const ALL: [AwaitedWork; 7] = [
-        AwaitedWork::Upload,
-        AwaitedWork::Stream,
-        AwaitedWork::Backup,
-        AwaitedWork::Fetch,
-        AwaitedWork::Trial,
-        AwaitedWork::Request,
-        AwaitedWork::SetQuestion,
-    ];
-
-    /// What the client and the log call it.
-    pub(crate) const fn words(self) -> &'static str {
-        match self {
-            AwaitedWork::Upload => "upload",
-            AwaitedWork::Stream => "stream",
-            AwaitedWork::Backup => "backup",
-            AwaitedWork::Fetch => "fetch",
-            AwaitedWork::Trial => "trial",
-            AwaitedWork::Request => "request",
-            AwaitedWork::SetQuestion => "question about a backup set",
-        }
-    }
+awaited_work! {
+    /// A file comes into the archive.
+    Upload = "upload";
+    /// Records of the segment in progress come.
+    Stream = "stream";
+    /// A backup set comes.
+    Backup = "backup";
+    /// A file or a backup set is sent back.
+    Fetch = "fetch";
+    /// Blocks are measured and dropped.
+    Trial = "trial";
+    /// A request about the archive is answered.
+    Request = "request";
+    /// A question about a backup set is looked into.
+    SetQuestion = "question about a backup set";
 }
 
 /// What a worker tells its connection.
