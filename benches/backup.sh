@@ -20,7 +20,8 @@
 # The page cache is warm for all of them. Prints medians and their ratio to the floor; ends with 1 if
 # walmgr is slower than pg_basebackup or rsync, or the receiver above its bound.
 # Needs PostgreSQL 15 or newer with its programs; installs rsync and openssh-server (Debian, as root)
-# if they are absent, and says SKIP for the rows it cannot run.
+# if they are absent, and says SKIP for the rows it cannot run. With WALMGR_BENCH_BINARY=FILE it measures that program, and
+# builds none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin"
@@ -41,14 +42,15 @@ if ((EUID == 0)) && command -v apt-get >/dev/null; then
     ((${#missing[@]} == 0)) || RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
         apt-get install -q -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || true
 fi
-cargo build --release --locked --quiet
+binary=${WALMGR_BENCH_BINARY:-target/release/walmgr}
+[[ -n ${WALMGR_BENCH_BINARY:-} ]] || cargo build --release --locked --quiet
 pg_bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
 [[ -n $pg_bin ]] || fail 'PostgreSQL is not installed'
 
 # --- a place of our own, on a disk ---------------------------------------------------------------
 place=$(mktemp -d "${WALMGR_BENCH_DIR:-/var/tmp}/walmgr-bench.XXXXXX")
 [[ $(stat -f -c %T "$place") != tmpfs ]] || fail "$place is in memory; set WALMGR_BENCH_DIR to a folder on a disk"
-install -m 755 target/release/walmgr "$place/walmgr"
+install -m 755 "$binary" "$place/walmgr"
 if ((EUID == 0)); then
     chown postgres: "$place"
     as_server() { (cd "$place" && runuser -u postgres -- env HOME="$place" PATH="$pg_bin:$PATH" "$@"); }

@@ -117,7 +117,8 @@ fi
 pgbackrest_line="pgbackrest --config=$place/pgbackrest.conf --stanza=bench"
 forget_archived() {
     as_server find "$archive" -maxdepth 1 -type f \( -name '0*.zst' -o -name '0*' \) -delete
-    [[ -z $pgbackrest ]] || as_server bash -c 'rm -rf repo/archive/bench/15-1/0* spool/archive'
+    # Its asynchronous process may still write when nothing is left to archive.
+    [[ -z $pgbackrest ]] || as_server bash -c 'until rm -rf repo/archive/bench/15-1/0* spool/archive; do sleep 0.1; done' 2>/dev/null
     as_server bash -c 'rm -rf copied; mkdir copied'
 }
 

@@ -47,6 +47,7 @@ mod monitoring;
 mod moving;
 mod network;
 mod old_spellings;
+mod on_demand;
 mod partial;
 mod patroni;
 mod pg;

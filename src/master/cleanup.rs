@@ -38,11 +38,6 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, typed: CleanupArgs) 
             "data directory",
             "cleanup removes none",
         )),
-        cleanup::pidfile(&config.syncdaemon_pidfile(), &others),
-        Trace::socket(
-            &agent::socket_path(config),
-            "where a killed syncdaemon was asked",
-        ),
         Trace::file(
             &config.master_data.join(SYNCHRONOUS_NOTE),
             "synchronous standbys that were set",
@@ -56,6 +51,11 @@ pub(crate) fn run(config: &MasterConfig, options: &Options, typed: CleanupArgs) 
     .into_iter()
     .flatten()
     .collect();
+    for pidfile in agent::pidfiles(config) {
+        let what = "where a killed syncdaemon or xarchive was asked";
+        traces.extend(Trace::socket(&agent::socket_beside(&pidfile), what));
+        traces.extend(cleanup::pidfile(&pidfile, &others));
+    }
     traces.extend(cleanup::identity(&config.tls, &others));
     cleanup::finish(ini, traces, options, typed, || refuse_while_used(config))
 }

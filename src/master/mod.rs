@@ -22,6 +22,7 @@ mod lag;
 pub(crate) mod listbackups;
 mod monitored;
 mod next_step;
+mod on_demand;
 mod packed_blocks;
 pub(crate) mod partial;
 pub(crate) mod periodic;

@@ -11,7 +11,7 @@ use walmgr_protocol::names::{Lsn, TimelineId};
 use crate::config::{self, MasterConfig};
 use crate::daemon::{self, DaemonControl, Notice, Notices, PidFile, Pulse, Readiness};
 use crate::error::{CommandError, Result};
-use crate::master::agent::Agent;
+use crate::master::agent::{self, Agent};
 use crate::master::backoff::backoff;
 use crate::master::monitored::MonitoredSyncdaemon;
 use crate::master::partial::{MasterReach, Shipper};
@@ -171,7 +171,11 @@ struct PassReach {
 impl Ticker {
     fn new(config: MasterConfig, monitored: Arc<MonitoredSyncdaemon>) -> Self {
         Ticker {
-            agent: Agent::start(&config, Arc::clone(&monitored.agent)),
+            agent: Agent::start(
+                &config,
+                &agent::socket_beside(&config.syncdaemon_pidfile()),
+                Arc::clone(&monitored.agent),
+            ),
             closed: Lsn(0),
             closed_on: None,
             synchronous: Synchronous::of(&config),

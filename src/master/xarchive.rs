@@ -3,7 +3,8 @@
 //! `push_timeout`. Invariant: every failure is one of the codes of `ExitTable::Xarchive`.
 //!
 //! A syncdaemon of the same settings has connections open and may have shipped the file already, so it is asked
-//! first. Without one, or with one that is silent, the file is pushed from here.
+//! first. Without one, or with one that is silent, the file is pushed from here; where others wait behind it, a process
+//! is begun that looks ahead of them and is asked in the syncdaemon's place (`on_demand`).
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +16,9 @@ use crate::abnormal;
 use crate::config::MasterConfig;
 use crate::error::{CommandError, ExitTable, Result};
 use crate::files::FileId;
-use crate::master::agent;
+use crate::master::agent::{self, AgentAnswer};
 use crate::master::archived_file::{ArchivedFile, not_in_time, verdict};
+use crate::master::on_demand;
 use crate::master::periodic;
 use crate::options::Options;
 use crate::output;
@@ -31,14 +33,25 @@ pub(crate) struct XarchiveArgs {
     /// %f
     #[arg(value_name = "NAME")]
     pub name: WalFileName,
+    /// For the process that looks ahead of a backlog, which `xarchive` begins itself
+    #[arg(long, hide = true)]
+    pub look_ahead: bool,
 }
 
 /// Archives one file.
 pub(crate) fn run(
     config: &MasterConfig,
     options: &Options,
-    XarchiveArgs { path, name }: &XarchiveArgs,
+    XarchiveArgs {
+        path,
+        name,
+        look_ahead,
+    }: &XarchiveArgs,
 ) -> Result<()> {
+    if *look_ahead {
+        on_demand::serve(config, *name);
+        return Ok(());
+    }
     let deadline = Instant::now() + config.push_timeout;
     refuse_another_server(config, path)?;
     let source = ArchivedFile::open(config, path, *name)?;
@@ -48,9 +61,15 @@ pub(crate) fn run(
         return output::not_really(&format!("send {path} as {name} to {slave}"));
     }
     periodic::start(config);
+    let size = source.facts.cluster.segment_size;
     match agent::ask(config, (path, *name), &source, deadline.into_std()) {
-        Some(said) => said,
-        None => push(config, source, deadline),
+        AgentAnswer::Said(said) => said,
+        AgentAnswer::PushYourself => push(config, source, deadline),
+        AgentAnswer::NobodyListens => {
+            push(config, source, deadline)?;
+            on_demand::start(config, *name, size);
+            Ok(())
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::courier::Courier;
@@ -17,9 +17,6 @@ use super::shelf::AskedStanding;
 use super::socket;
 use super::words::{self, AgentWord, Ask, HEADER_BYTES, ProvenFile};
 use crate::master::archived_file::{ArchivedFile, not_in_time};
-
-/// Those who may ask at once: an archiver asks for one file at a time.
-const ASKS_MAX: usize = 16;
 
 /// How long somebody who connected may take to say what he wants.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
@@ -32,14 +29,13 @@ const OTHER_SETTINGS: &str =
 
 /// Hears everybody who asks.
 pub(super) async fn accept(shared: Arc<AgentShared>, listener: UnixListener) {
-    let places = Arc::new(Semaphore::new(ASKS_MAX));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(ACCEPT_BACKOFF).await;
             continue;
         };
         // Who finds no place sees the socket close, and pushes by himself.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Ok(place) = Arc::clone(&shared.askers).try_acquire_owned() else {
             continue;
         };
         let shared = Arc::clone(&shared);

@@ -25,53 +25,68 @@ const FIRST_WORD_WITHIN: Duration = Duration::from_millis(100);
 /// How long a syncdaemon may take to say how it stands.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
-/// Asks for a file that was typed as this path and name. `None` if it has to be pushed from here.
+/// What became of asking.
+pub(in crate::master) enum AgentAnswer {
+    /// What `xarchive` ends with.
+    Said(Result<()>),
+    /// The file has to be pushed from here.
+    PushYourself,
+    /// It has to be pushed from here, and nobody listens.
+    NobodyListens,
+}
+
+/// Asks the syncdaemon for a file that was typed as this path and name, or whoever looks ahead without one.
 pub(in crate::master) fn ask(
     config: &MasterConfig,
     (path, name): (&Path, WalFileName),
     source: &ArchivedFile,
     deadline: Instant,
-) -> Option<Result<()>> {
-    let socket = socket::path(config);
-    let stream = match socket::connect(&socket) {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!("no syncdaemon is asked at {}: {error}", socket.display());
-            return None;
-        }
+) -> AgentAnswer {
+    let connected = socket::pidfiles(config).into_iter().find_map(|pidfile| {
+        let socket = socket::beside(&pidfile);
+        let failed = |error| tracing::debug!("nobody is asked at {}: {error}", socket.display());
+        socket::connect(&socket).map_err(failed).ok()
+    });
+    let Some(stream) = connected else {
+        return AgentAnswer::NobodyListens;
+    };
+    let Ok(path) = std::path::absolute(path) else {
+        return AgentAnswer::PushYourself;
     };
     let ask = Ask {
         settings: settings_digest(config),
-        path: std::path::absolute(path).ok()?,
+        path,
         name,
         stamp: source.stamp,
     };
     match exchange(&stream, ask, deadline) {
         Ok(LastWord::Stored(stored)) if is_proof(&stored, source) => {
             tracing::debug!("{} is durable on {}", source.name, config.slave);
-            Some(Ok(()))
+            AgentAnswer::Said(Ok(()))
         }
         Ok(LastWord::Stored(_)) => {
             tracing::debug!("the syncdaemon answered for another file");
-            None
+            AgentAnswer::PushYourself
         }
-        Ok(LastWord::Failed(error)) => Some(Err(error)),
+        Ok(LastWord::Failed(error)) => AgentAnswer::Said(Err(error)),
         Ok(LastWord::Elsewhere(why)) => {
             tracing::debug!("the syncdaemon does not archive this: {why}");
-            None
+            AgentAnswer::PushYourself
         }
         // As it would be if this process had waited for the receiver.
-        Err(_) if Instant::now() >= deadline => Some(Err(not_in_time(config, source.name))),
+        Err(_) if Instant::now() >= deadline => {
+            AgentAnswer::Said(Err(not_in_time(config, source.name)))
+        }
         Err(error) => {
             tracing::debug!("the syncdaemon did not answer: {error}");
-            None
+            AgentAnswer::PushYourself
         }
     }
 }
 
 /// How the syncdaemon stands that is asked with these settings; nothing where this user may not ask.
 pub(in crate::master) fn look(config: &MasterConfig) -> Option<AgentFacts> {
-    let socket = socket::path(config);
+    let socket = socket::beside(&config.syncdaemon_pidfile());
     let looked = socket::connect(&socket).and_then(|stream| {
         // What it says is shown and proves nothing, so root need not be its user.
         if !geteuid().is_root() {

@@ -24,7 +24,7 @@ pub(super) fn is_wanted(data: &Path, name: WalFileName) -> bool {
 }
 
 /// Whether PostgreSQL waits for this file to be archived.
-pub(super) fn is_ready(data: &Path, name: WalFileName) -> bool {
+pub(in crate::master) fn is_ready(data: &Path, name: WalFileName) -> bool {
     folder(data).join(format!("{name}.ready")).exists()
 }
 

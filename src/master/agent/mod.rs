@@ -1,4 +1,5 @@
-//! The syncdaemon as the agent of `xarchive`: it takes files for it over connections that it keeps, and looks ahead.
+//! The agent of `xarchive`: it takes files for it over connections that it keeps, and looks ahead. A syncdaemon is one, and
+//! where none runs a process that `xarchive` begins for a backlog (`on_demand`).
 //! Never acknowledges what no receiver has proven, and never touches `archive_status`. Invariant: what the archiver
 //! asks for has a connection of its own, so it waits for nothing that nobody asked for.
 //!
@@ -27,29 +28,30 @@ mod shelf;
 mod socket;
 mod words;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use walmgr_protocol::names::{SegmentName, WalFileName};
 
-pub(super) use self::client::{ask, look};
+pub(super) use self::client::{AgentAnswer, ask, look};
+pub(super) use self::marks::is_ready;
 pub(super) use self::meter::AgentMeter;
 use self::shared::{AgentShared, settings_digest};
 use self::shelf::Shelf;
 use self::socket::BoundSocket;
+pub(super) use self::socket::{beside as socket_beside, on_demand_pidfile, pidfiles};
 pub use self::words::read_any;
 use crate::config::MasterConfig;
+
+/// Those who may ask at once: an archiver asks for one file at a time.
+const ASKERS_MAX: usize = 16;
 
 /// Threads for files that a connection needs at once: both halves of a checksum, or both that pack a file in turns, and
 /// one that has the kernel read ahead of them.
 const FILE_THREADS: usize = 3;
-
-/// Where the syncdaemon of these settings listens.
-pub(super) fn socket_path(config: &MasterConfig) -> PathBuf {
-    socket::path(config)
-}
 
 /// An agent that listens; dropping it ends it.
 pub(super) struct Agent {
@@ -60,12 +62,15 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// Listens from now on. Without one `xarchive` pushes by itself, so a failure is a line in the log.
+    /// Listens at this path from now on. Without one `xarchive` pushes by itself, so a failure is a line in the log.
     ///
     /// The caller holds the lock on the pidfile.
-    pub(super) fn start(config: &MasterConfig, meter: Arc<AgentMeter>) -> Option<Agent> {
-        let path = socket::path(config);
-        match Agent::listen(config, meter) {
+    pub(super) fn start(
+        config: &MasterConfig,
+        path: &Path,
+        meter: Arc<AgentMeter>,
+    ) -> Option<Agent> {
+        match Agent::listen(config, path, meter) {
             Ok(agent) => {
                 tracing::debug!("xarchive is heard at {}", path.display());
                 Some(agent)
@@ -80,10 +85,14 @@ impl Agent {
         }
     }
 
-    fn listen(config: &MasterConfig, meter: Arc<AgentMeter>) -> std::io::Result<Agent> {
+    fn listen(
+        config: &MasterConfig,
+        path: &Path,
+        meter: Arc<AgentMeter>,
+    ) -> std::io::Result<Agent> {
         let jobs = usize::try_from(config.archive_jobs).unwrap_or(1);
         let batch = usize::try_from(config.archive_batch).unwrap_or(0);
-        let (listening, socket) = socket::listen(&socket::path(config))?;
+        let (listening, socket) = socket::listen(path)?;
         let (to_front, asked) = mpsc::channel(1);
         let shared = Arc::new(AgentShared {
             config: config.clone(),
@@ -94,6 +103,7 @@ impl Agent {
             out_of_work: Notify::new(),
             is_there: Notify::new(),
             asked_at: Mutex::default(),
+            askers: Arc::new(Semaphore::new(ASKERS_MAX)),
             front: Semaphore::new(1),
             to_front,
         });
@@ -122,6 +132,18 @@ impl Agent {
             }
         }
         Ok(agent)
+    }
+
+    /// An archiver is at work, for which this file was pushed, and will ask for others.
+    pub(super) fn expects_archiver(&self, pushed: WalFileName) {
+        self.shared.shelf().leave_out(pushed);
+        self.shared.hears_archiver();
+    }
+
+    /// Whether nobody asks, or has asked for so long.
+    pub(super) fn is_idle(&self, patience: Duration) -> bool {
+        let nobody_asks = self.shared.askers.available_permits() == ASKERS_MAX;
+        nobody_asks && !self.shared.was_asked_within(patience)
     }
 
     /// The server has closed this segment and flushed all of it, and the receiver has its records: they are finished

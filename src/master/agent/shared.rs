@@ -52,6 +52,8 @@ pub(super) struct AgentShared {
     pub is_there: Notify,
     /// When an archiver asked last.
     pub asked_at: Mutex<Option<Instant>>,
+    /// A place for each who asks at the moment.
+    pub askers: Arc<Semaphore>,
     /// Whoever has this has the connection for what is asked for.
     pub front: Semaphore,
     /// The way to it.
@@ -67,12 +69,7 @@ impl AgentShared {
 
     /// An archiver asks.
     pub(super) fn asked(&self, ask: &Ask) -> AskedStanding {
-        let mut asked_at = self.asked_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_first = asked_at.replace(Instant::now()).is_none();
-        drop(asked_at);
-        if is_first {
-            self.out_of_work.notify_one();
-        }
+        self.hears_archiver();
         let standing = self.shelf().asked(ask.name, &ask.stamp);
         if let AskedStanding::Stored(_) = standing {
             // There is room for another.
@@ -81,10 +78,25 @@ impl AgentShared {
         standing
     }
 
+    /// There is an archiver at work.
+    pub(super) fn hears_archiver(&self) {
+        let mut asked_at = self.asked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = asked_at.replace(Instant::now()).is_none();
+        drop(asked_at);
+        if is_first {
+            self.out_of_work.notify_one();
+        }
+    }
+
     /// Whether there is an archiver that asks.
     pub(super) fn looks_ahead(&self) -> bool {
+        self.was_asked_within(ARCHIVER_ASKED_WITHIN)
+    }
+
+    /// Whether an archiver was heard within this.
+    pub(super) fn was_asked_within(&self, patience: Duration) -> bool {
         let asked_at = self.asked_at.lock().unwrap_or_else(PoisonError::into_inner);
-        asked_at.is_some_and(|at| at.elapsed() < ARCHIVER_ASKED_WITHIN)
+        asked_at.is_some_and(|at| at.elapsed() < patience)
     }
 
     /// What comes next of what nobody has asked for.

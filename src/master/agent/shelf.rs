@@ -32,6 +32,8 @@ pub(super) struct Shelf {
     under_way: BTreeMap<WalFileName, ShelfWork>,
     /// In the order in which they came.
     proofs: VecDeque<Proof>,
+    /// What somebody else has shipped, whatever its mark still says.
+    shipped_elsewhere: Option<WalFileName>,
 }
 
 /// What a file is shipped for.
@@ -167,9 +169,18 @@ impl Shelf {
 
     /// These are what comes next, but for those that are seen to.
     pub(super) fn replace(&mut self, names: impl IntoIterator<Item = WalFileName>) {
-        let is_fresh = |name: &WalFileName| !self.knows(*name) && !self.closed.contains(name);
+        let is_fresh = |name: &WalFileName| {
+            !self.knows(*name)
+                && !self.closed.contains(name)
+                && self.shipped_elsewhere != Some(*name)
+        };
         let fresh = names.into_iter().filter(is_fresh);
         self.waiting = fresh.take(WAITING_MAX).collect();
+    }
+
+    /// Somebody else has shipped this one.
+    pub(super) fn leave_out(&mut self, name: WalFileName) {
+        self.shipped_elsewhere = Some(name);
     }
 
     /// The server has closed this one.
@@ -295,6 +306,16 @@ mod tests {
         shelf.done(name(3), None);
         shelf.forget(|_| false);
         assert_eq!(shelf.next(true).map(|(name, _)| name), Some(name(4)));
+    }
+
+    #[test]
+    fn what_somebody_else_has_shipped_is_left_out_until_it_is_asked_for() {
+        let mut shelf = Shelf::new(2);
+        shelf.leave_out(name(1));
+        shelf.replace((1..=3).map(name));
+        assert_eq!(shelf.next(true).map(|(name, _)| name), Some(name(2)));
+        let asked = shelf.asked(name(1), &stamp(7));
+        assert!(matches!(asked, AskedStanding::Yours(_)));
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! The socket beside the syncdaemon's pidfile: who may listen there, and who may ask.
+//! The socket beside an agent's pidfile: who may listen there, and who may ask.
 //! Never removes what is not a socket of this user's own. Invariant: nobody is asked or answered who is neither this
 //! user nor root.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -20,9 +19,21 @@ use crate::files::FileId;
 /// Those that wait to be accepted: an archiver asks for one file at a time.
 const BACKLOG: i32 = 16;
 
-/// Where the syncdaemon of these settings listens.
-pub(super) fn path(config: &MasterConfig) -> PathBuf {
-    let mut name: OsString = config.syncdaemon_pidfile().into_os_string();
+/// The pidfiles of those who may be asked with these settings, the syncdaemon's first.
+pub(in crate::master) fn pidfiles(config: &MasterConfig) -> [PathBuf; 2] {
+    [config.syncdaemon_pidfile(), on_demand_pidfile(config)]
+}
+
+/// The pidfile of an agent that is no syncdaemon.
+pub(in crate::master) fn on_demand_pidfile(config: &MasterConfig) -> PathBuf {
+    let mut name = config.syncdaemon_pidfile().into_os_string();
+    name.push(".ahead");
+    name.into()
+}
+
+/// Where the agent with this pidfile listens.
+pub(in crate::master) fn beside(pidfile: &Path) -> PathBuf {
+    let mut name = pidfile.as_os_str().to_owned();
     name.push(".agent");
     name.into()
 }

@@ -1,0 +1,146 @@
+//! An agent that `xarchive` starts where no syncdaemon runs and segments wait: it looks ahead as a syncdaemon does, and
+//! ends with the backlog.
+//! Never gets in a syncdaemon's way, and never archives what nobody asks for: it has its own pidfile and socket, and ends
+//! when a syncdaemon runs. Invariant: it may be killed at any moment; whoever asked it pushes by himself.
+//!
+//! Its parent ends before it does. Where the server is the first process of its container it is the server's child then:
+//! so it always ends with 0, and only one that somebody kills would be taken for a crash of one of the server's own.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use walmgr_protocol::names::{WalFileName, WalSegmentSize};
+
+use crate::config::MasterConfig;
+use crate::daemon::{self, Notices, PidFile};
+use crate::error::{Kind, Result};
+use crate::master::agent::{self, Agent};
+use crate::shell;
+
+/// What makes an `xarchive` an agent.
+const FLAG: &str = "--look-ahead";
+
+/// Finished segments behind one that was pushed which are a backlog: a server that closes one a second has none.
+const BACKLOG_SEGMENTS: usize = 2;
+
+/// It ends when nobody has asked for so long. PostgreSQL's archiver tries again after a second, and after three tries
+/// rests for a minute.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// How often it looks whether its time has come.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Begins one, if more segments wait behind the one that this process has pushed.
+pub(super) fn start(config: &MasterConfig, pushed: WalFileName, size: WalSegmentSize) {
+    if config.archive_batch == 0 || !has_backlog(config, pushed, size) {
+        return;
+    }
+    // One that was just begun may not be heard yet.
+    if daemon::is_running(&agent::on_demand_pidfile(config)).unwrap_or(true) {
+        return;
+    }
+    let Ok(program) = shell::this_program() else {
+        return;
+    };
+    let started = Command::new(program)
+        .args(told_to_look_ahead(std::env::args_os().skip(1)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        // The server's own log would not end before whoever can write to it.
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn();
+    match started {
+        Ok(child) => tracing::debug!("process {} looks ahead", child.id()),
+        Err(error) => tracing::debug!("nobody looks ahead: {error}"),
+    }
+}
+
+fn has_backlog(config: &MasterConfig, pushed: WalFileName, size: WalSegmentSize) -> bool {
+    let WalFileName::Segment(pushed) = pushed else {
+        return false;
+    };
+    let behind = std::iter::successors(pushed.next(size), |segment| segment.next(size));
+    let mut behind = behind.take(BACKLOG_SEGMENTS);
+    behind.all(|segment| agent::is_ready(&config.master_data, WalFileName::Segment(segment)))
+}
+
+/// The words of an `xarchive` that was typed, with the one behind its name that makes it an agent: so the settings are
+/// the very same.
+fn told_to_look_ahead(typed: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words = Vec::new();
+    let mut is_told = false;
+    for word in typed {
+        let is_command = word == OsStr::new("xarchive") && !is_told;
+        words.push(word);
+        if is_command {
+            words.push(FLAG.into());
+            is_told = true;
+        }
+    }
+    words
+}
+
+/// Is the agent until the backlog behind this file is archived.
+pub(super) fn serve(config: &MasterConfig, pushed: WalFileName) {
+    if let Err(error) = look_ahead(config, pushed) {
+        tracing::debug!("nobody looks ahead: {error}");
+    }
+}
+
+fn look_ahead(config: &MasterConfig, pushed: WalFileName) -> Result<()> {
+    let runtime = crate::master::runtime()?;
+    // Before the pidfile names this process: whoever reads it there may send a signal.
+    let mut notices = runtime.block_on(async { Notices::listen() })?;
+    let pidfile = agent::on_demand_pidfile(config);
+    let _lock = match PidFile::acquire(&pidfile) {
+        // Two were begun at once.
+        Err(error) if error.kind() == Kind::AlreadyRunning => return Ok(()),
+        lock => lock?,
+    };
+    let Some(agent) = Agent::start(config, &agent::socket_beside(&pidfile), Arc::default()) else {
+        return Ok(());
+    };
+    agent.expects_archiver(pushed);
+    runtime.block_on(async {
+        let is_over =
+            || agent.is_idle(IDLE_MAX) || runs_syncdaemon(config) || !config.master_data.exists();
+        while !is_over() {
+            tokio::select! {
+                _ = notices.next() => break,
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            }
+        }
+    });
+    tracing::debug!("nothing is left to look ahead for");
+    Ok(())
+}
+
+fn runs_syncdaemon(config: &MasterConfig) -> bool {
+    daemon::is_running(&config.syncdaemon_pidfile()).unwrap_or(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_stands_behind_the_command_and_the_rest_as_it_was_typed() {
+        let told = |line: &str| {
+            let words = told_to_look_ahead(line.split(' ').map(OsString::from));
+            let words: Vec<_> = words.iter().filter_map(|word| word.to_str()).collect();
+            words.join(" ")
+        };
+        assert_eq!(
+            told("-q /etc/m.ini xarchive pg_wal/1 1"),
+            "-q /etc/m.ini xarchive --look-ahead pg_wal/1 1"
+        );
+        assert_eq!(
+            told("m.ini --set a=b xarchive -- xarchive 1"),
+            "m.ini --set a=b xarchive --look-ahead -- xarchive 1"
+        );
+    }
+}

@@ -1,0 +1,307 @@
+//! `xarchive` of a backlog where no syncdaemon runs: who looks ahead, for how long, and that nobody misses him.
+//! Never trusts an exit code alone: each test also looks at what the archive holds. Invariant tested: code and sentence
+//! are those of an `xarchive` that is alone.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::partial::daemon::Syncdaemon;
+use crate::support::place::{give_to_server, server_user};
+use crate::support::{Cluster, Site, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An agent that nobody asks ends within this.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+
+/// What an `xarchive` may have begun.
+struct OnDemand<'a>(&'a Site);
+
+impl OnDemand<'_> {
+    fn pidfile(&self) -> PathBuf {
+        beside(self.0, ".ahead")
+    }
+
+    fn socket(&self) -> PathBuf {
+        beside(self.0, ".ahead.agent")
+    }
+
+    /// Its process.
+    fn pid(&self) -> Pid {
+        wait_for("the agent", PATIENCE, || self.found())
+    }
+
+    fn found(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.pidfile()).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+
+    fn wait_until_heard(&self) {
+        wait_for("its socket", PATIENCE, || {
+            let found = fs::symlink_metadata(self.socket()).ok()?;
+            (found.file_type().is_socket() && found.mode() & 0o777 == 0o600).then_some(())
+        });
+    }
+
+    fn kill(&self) {
+        let pid = self.pid();
+        kill_process(pid, Signal::KILL).unwrap();
+        let gone =
+            || (!Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists()).then_some(());
+        wait_for("its end", PATIENCE, gone);
+    }
+
+    fn has_ended(&self) {
+        wait_for("its end", ENDS_WITHIN, || {
+            (!self.pidfile().exists() && !self.socket().exists()).then_some(())
+        });
+    }
+
+    /// Nobody has begun one, and nobody is about to.
+    #[track_caller]
+    fn assert_none(&self) {
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!self.pidfile().exists() && !self.socket().exists());
+    }
+}
+
+fn beside(site: &Site, end: &str) -> PathBuf {
+    let mut name = site.master_ini().with_extension("pid").into_os_string();
+    name.push(end);
+    name.into()
+}
+
+/// PostgreSQL has this segment ready.
+fn make_ready(site: &Site, number: u64) -> String {
+    let name = site.segment_name(number);
+    site.write_segment(number);
+    let marks = site.data().join("pg_wal/archive_status");
+    fs::create_dir_all(&marks).unwrap();
+    give_to_server(&marks);
+    let mark = marks.join(format!("{name}.ready"));
+    fs::write(&mark, b"").unwrap();
+    give_to_server(&mark);
+    name
+}
+
+/// The archiver has this one archived.
+#[track_caller]
+fn archive(site: &Site, number: u64) {
+    let name = site.segment_name(number);
+    site.archive(&name).succeed();
+    assert_eq!(site.archived(&name), site.segment(number, "walmgr"));
+    let mark = |end: &str| {
+        site.data()
+            .join("pg_wal/archive_status")
+            .join(format!("{name}.{end}"))
+    };
+    if mark("ready").exists() {
+        fs::rename(mark("ready"), mark("done")).unwrap();
+    }
+}
+
+fn wait_until_held(site: &Site, number: u64) {
+    let name = site.segment_name(number);
+    wait_for(&name, PATIENCE, || site.holds(&name).then_some(()));
+}
+
+#[test]
+fn fault_305_a_backlog_is_shipped_ahead_where_no_syncdaemon_runs() {
+    let _user = skip_unless!(server_user());
+    let mut site = Site::builder().master_set("archive_batch", "3").build();
+    for number in 2..9 {
+        make_ready(&site, number);
+    }
+    archive(&site, 2);
+    OnDemand(&site).wait_until_heard();
+    for number in 3..6 {
+        wait_until_held(&site, number);
+    }
+    // The proof comes a moment after the file.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(
+        !site.holds(&site.segment_name(6)),
+        "no more than archive_batch"
+    );
+    // With a proof in hand nobody needs the receiver.
+    site.receiver.stop();
+    for number in 3..6 {
+        site.archive(&site.segment_name(number)).succeed();
+    }
+    // A failure has the words of one alone.
+    let through = site.archive(&site.segment_name(6)).fail(1).to_owned();
+    OnDemand(&site).kill();
+    assert_eq!(through, site.archive(&site.segment_name(6)).fail(1));
+    OnDemand(&site).assert_left();
+    site.start_receiver();
+    for number in 3..9 {
+        archive(&site, number);
+    }
+    OnDemand(&site).has_ended();
+}
+
+impl OnDemand<'_> {
+    /// What one left that was killed.
+    #[track_caller]
+    fn assert_left(&self) {
+        assert!(self.pidfile().exists() && self.socket().exists());
+    }
+}
+
+#[test]
+fn fault_306_no_agent_begins_without_a_backlog_or_against_the_settings() {
+    let _user = skip_unless!(server_user());
+    let mut site = Site::start();
+    for number in 2..4 {
+        make_ready(&site, number);
+    }
+    // One that waits behind is what any server has now and then.
+    archive(&site, 2);
+    OnDemand(&site).assert_none();
+    for number in 4..7 {
+        make_ready(&site, number);
+    }
+    site.master_set("archive_batch", "0");
+    archive(&site, 3);
+    OnDemand(&site).assert_none();
+    site.master_unset("archive_batch");
+    // Where nothing can be stored nobody looks ahead.
+    site.receiver.stop();
+    site.archive(&site.segment_name(4)).fail(1);
+    OnDemand(&site).assert_none();
+    site.start_receiver();
+    archive(&site, 4);
+    OnDemand(&site).wait_until_heard();
+    for number in 5..7 {
+        archive(&site, number);
+    }
+    OnDemand(&site).has_ended();
+}
+
+#[test]
+fn fault_307_an_agent_on_demand_that_is_killed_costs_no_file() {
+    let _user = skip_unless!(server_user());
+    let site = Site::builder().proxied().build();
+    for number in 2..30 {
+        make_ready(&site, number);
+    }
+    let on_demand = OnDemand(&site);
+    for number in 2..26 {
+        archive(&site, number);
+        if number % 4 == 0 {
+            on_demand.wait_until_heard();
+            site.proxy().set_latency(Duration::from_millis(30));
+            std::thread::sleep(Duration::from_millis(7 * number));
+            on_demand.kill();
+            site.proxy().set_latency(Duration::ZERO);
+        }
+    }
+    on_demand.has_ended();
+}
+
+#[test]
+fn fault_308_an_agent_on_demand_makes_way_for_a_syncdaemon() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    for number in 2..9 {
+        make_ready(&site, number);
+    }
+    archive(&site, 2);
+    let on_demand = OnDemand(&site);
+    on_demand.wait_until_heard();
+    let mut daemon = Syncdaemon::start(&site);
+    daemon.wait_for_log("ships to");
+    on_demand.has_ended();
+    for number in 3..6 {
+        archive(&site, number);
+    }
+    on_demand.assert_none();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait(), Some(0));
+    // Without it one begins again.
+    archive(&site, 6);
+    on_demand.wait_until_heard();
+    archive(&site, 7);
+    on_demand.has_ended();
+}
+
+#[test]
+fn fault_309_settings_that_an_agent_on_demand_has_not_read_are_obeyed() {
+    let _user = skip_unless!(server_user());
+    let mut site = Site::start();
+    for number in 2..12 {
+        make_ready(&site, number);
+    }
+    archive(&site, 2);
+    OnDemand(&site).wait_until_heard();
+    let before = OnDemand(&site).pid();
+    site.master_set("push_timeout", "59s");
+    let begun = Instant::now();
+    let mut number = 3;
+    // Whom nobody can ask is idle: he ends, and the next one has the settings of now.
+    while OnDemand(&site).found().is_none_or(|found| found == before) {
+        archive(&site, number);
+        number = (number + 1).min(8);
+        assert!(begun.elapsed() < ENDS_WITHIN);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    archive(&site, 9);
+    OnDemand(&site).has_ended();
+}
+
+#[test]
+fn fault_310_a_foreign_file_or_listener_in_its_place_is_left_alone() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    for number in 2..6 {
+        make_ready(&site, number);
+    }
+    let socket = OnDemand(&site).socket();
+    fs::write(&socket, b"mine").unwrap();
+    give_to_server(&socket);
+    for number in 2..4 {
+        archive(&site, number);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(fs::read(&socket).unwrap(), b"mine");
+    fs::remove_file(&socket).unwrap();
+}
+
+#[test]
+fn fault_311_the_archiver_of_a_server_loses_no_segment_of_a_backlog() {
+    skip_unless!(Cluster::available(15));
+    let cluster = Cluster::builder().conf("archive_mode", "on").start();
+    let mut site = Site::with_cluster(cluster);
+    site.master_command(&["setup", "--no-check"]).succeed();
+    site.receiver.stop();
+    let cluster = site.cluster();
+    cluster.psql("CREATE TABLE t (n int)");
+    let mut names = Vec::new();
+    for _ in 0..30 {
+        cluster.psql("INSERT INTO t SELECT generate_series(1, 2000)");
+        names.push(cluster.psql("SELECT pg_walfile_name(pg_switch_wal())"));
+    }
+    site.start_receiver();
+    let last = names.last().unwrap();
+    // After three failures it rests for a minute.
+    let archived = || {
+        let cluster = site.cluster();
+        cluster.psql("SELECT pg_switch_wal()");
+        let done = cluster.psql("SELECT last_archived_wal FROM pg_stat_archiver");
+        (done.as_str() >= last.as_str()).then_some(())
+    };
+    wait_for("the backlog", 3 * PATIENCE, archived);
+    for name in &names {
+        let own = site.data().join("pg_wal").join(name);
+        if let Ok(own) = fs::read(own) {
+            assert_eq!(site.archived(name), own, "{name}");
+        }
+        assert!(site.holds(name), "{name}");
+    }
+    OnDemand(&site).has_ended();
+    site.cluster().psql("SELECT 1");
+}
