@@ -10,13 +10,13 @@
 #   MESSAGES=100  how many flushes are timed each way
 #
 # segment   one finished segment, the whole process: `xarchive`, `pgbackrest archive-push`, `rsync --fsync`
-# backlog   so many segments, drained by PostgreSQL's own archiver: without a syncdaemon, with one that has shipped none of
+# backlog   so many segments, drained by PostgreSQL's own archiver: without a syncdaemon, looking ahead and not, with one that has shipped none of
 #           them, and with one that shipped them as they were written, with the processor time of the whole machine; pgBackRest one by one and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
 # backup    a full backup: `backup --full`, `pgbackrest backup --type=full`, `pg_basebackup`, `rsync --fsync`
 # restore   into an empty directory: `restore`, `pgbackrest restore`, `cp -a` and sync
 # fetch     one segment handed out: `xrestore` on the standby, of one that lies ready, and over TLS on the master; `pgbackrest archive-get`, `cp`
 # replay    by a warm standby, milliseconds a segment: `xrestore` with and without segments that lie ready, `pgbackrest archive-get`,
-#           one by one and asynchronous with two processes, `cp`
+#           one by one and asynchronous with two processes, `cp`; `mv`, the least that any command can take
 # lag       from a record's flush until it is durable on the other side: `syncdaemon`, `pg_receivewal --synchronous`
 #
 # walmgr speaks TLS with its receiver and checks every record of a segment; everything else writes to a folder of this machine
@@ -58,8 +58,10 @@ start_server
 introduce
 as_server ./walmgr -q master.ini setup --no-check 2>>"$place/commands.log" || fail 'setup'
 printf 'use_xlog_functions = 1\nloop_delay = 0.05\n' | as_server tee -a master.ini >/dev/null
+# A segment that a vacuum closes wakes the archiver before its time.
 as_server tee -a "$pgdata/postgresql.conf" >/dev/null <<CONF
 archive_command = ''
+autovacuum = off
 wal_keep_size = 8GB
 max_wal_size = 16GB
 fsync = off
@@ -163,6 +165,7 @@ busy() { awk -v hertz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 +
 # drained LABEL COUNT: from the moment the archiver may begin until nothing waits, milliseconds a segment.
 drained() {
     local begun ended busy_before
+    (($(waiting) == $2)) || echo "$1: $(waiting) of $2 segments are left when its time begins" >&2
     busy_before=$(busy)
     begun=$(date +%s%N)
     sql -c 'SELECT pg_reload_conf()' >/dev/null
@@ -194,6 +197,9 @@ backlog() {
     for ((round = 0; round < rounds; round++)); do
         drain 'backlog cp and sync' "cp %p $place/copied/%f && sync $place/copied/%f"
         drain 'backlog walmgr' "$place/walmgr -q $place/master.ini xarchive %p %f"
+        # Whoever looked ahead knows nothing of an archive that was cleared behind his back.
+        wait_until_none "$place" .ahead
+        drain 'backlog walmgr, archive_batch = 0' "$place/walmgr -q --set archive_batch=0 $place/master.ini xarchive %p %f"
         # What it knows of an archive that was cleared behind its back is of no use.
         start_syncdaemon
         drain 'backlog walmgr, syncdaemon' "$place/walmgr -q $place/master.ini xarchive %p %f"
@@ -317,6 +323,9 @@ replay() {
     archive_all
     for ((round = 0; round < rounds; round++)); do
         replayed 'replay cp' "cp $place/copied/%f %p"
+        as_server cp -r copied moved
+        replayed 'replay mv' "mv $place/moved/%f %p"
+        as_server rm -rf moved
         replayed 'replay walmgr' "$place/walmgr -q $place/standby.ini xrestore %f %p"
         replayed 'replay walmgr, restore_ahead = 0' "$place/walmgr -q $place/standby.ini --set restore_ahead=0 xrestore %f %p"
         [[ -n $pgbackrest ]] || continue

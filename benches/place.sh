@@ -146,6 +146,7 @@ has_wanted_done() { (($(segments_done | wc -l) >= wanted_done)); }
 wait_until_none() {
     local found pause
     exec {pause}<> <(:)
-    while found=("$1"/*"$2") && [[ -e ${found[0]} ]]; do read -rt 0.01 -u "$pause" || true; done
+    # Without any the pattern stands for itself. Whether the first one is still there says nothing of the others.
+    while found=("$1"/*"$2") && [[ ${found[0]} != "$1/*$2" ]]; do read -rt 0.01 -u "$pause" || true; done
     exec {pause}>&-
 }
