@@ -26,6 +26,9 @@ pub fn table_at_start() -> ExitTable {
         return ExitTable::Ordinary;
     };
     let words = || line[..length].split(|byte| *byte == 0).skip(1);
+    if words().any(is_unawaited) {
+        return ExitTable::Unawaited;
+    }
     let restores = |word: &[u8]| word == b"xrestore" || is_restored_to(word);
     if words().any(restores) {
         ExitTable::Xrestore
@@ -34,6 +37,14 @@ pub fn table_at_start() -> ExitTable {
     } else {
         ExitTable::Ordinary
     }
+}
+
+/// What makes a command of PostgreSQL's one that nobody waits for.
+const UNAWAITED: [&str; 2] = ["--look-ahead", "--lay-behind"];
+
+/// Whether a word of the command line is one of them.
+pub(crate) fn is_unawaited(word: &[u8]) -> bool {
+    UNAWAITED.iter().any(|flag| word == flag.as_bytes())
 }
 
 /// The `%p` of every `restore_command` (`XLogFileRead` and `readTimeLineHistory` in
@@ -50,7 +61,7 @@ pub(crate) fn is_restored_to(word: &[u8]) -> bool {
 pub fn prepare(table: ExitTable) {
     memory::exit_with_when_exhausted(table.abnormal());
     std::panic::set_hook(Box::new(move |panic| {
-        let ends_process = matches!(table, ExitTable::Xarchive | ExitTable::Xrestore);
+        let ends_process = table != ExitTable::Ordinary;
         // Leaving from here, not after unwinding, covers every thread, and panics while unwinding,
         // which would abort. A daemon has more to lose: there, one connection's panic is its own.
         if ends_process {

@@ -88,6 +88,10 @@ pub fn print_sample() -> Result<()> {
 /// PostgreSQL's own commands are recognised even in a line that makes no sense otherwise, and a
 /// `restore_command` even when its word is mistyped: one that exits with 2 opens the database.
 fn table_of(arguments: &[OsString]) -> ExitTable {
+    let unawaited = |argument: &OsString| abnormal::is_unawaited(argument.as_bytes());
+    if arguments.iter().skip(1).any(unawaited) {
+        return ExitTable::Unawaited;
+    }
     let restores = |argument: &OsString| abnormal::is_restored_to(argument.as_bytes());
     if arguments.iter().skip(1).any(restores) {
         return ExitTable::Xrestore;

@@ -62,6 +62,9 @@ pub enum ExitTable {
     Xarchive,
     /// `restore_command`: PostgreSQL takes 1 to 125 for "no such file" and opens the database.
     Xrestore,
+    /// What a command of PostgreSQL's begins and nobody waits for: always 0. A server that is the first process of its
+    /// container hears of its end, and takes 2 and more for a crash of one of its own.
+    Unawaited,
     /// Everything a person or a service manager starts: 0, 1, or 2 for usage and configuration.
     #[default]
     Ordinary,
@@ -71,6 +74,7 @@ impl ExitTable {
     /// The code for a failure of this kind.
     pub const fn code(self, kind: Kind) -> u8 {
         match (self, kind) {
+            (ExitTable::Unawaited, _) => 0,
             (ExitTable::Xrestore, Kind::Absent) => 1,
             (ExitTable::Xrestore, _) => 254,
             (_, Kind::Usage | Kind::Config) => 2,
@@ -93,6 +97,7 @@ impl ExitTable {
     /// The code for a panic, an exhausted memory or a signal: "did not happen, try again".
     pub const fn abnormal(self) -> u8 {
         match self {
+            ExitTable::Unawaited => 0,
             ExitTable::Xrestore => 254,
             ExitTable::Xarchive | ExitTable::Ordinary => 1,
         }

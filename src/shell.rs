@@ -83,6 +83,37 @@ pub(crate) fn this_program() -> Result<PathBuf> {
     std::env::current_exe().map_err(|error| CommandError::retry("find this program").because(error))
 }
 
+/// This program beside this process, for what nobody waits for. It hears nobody and says nothing to anybody, gets no signal
+/// that is meant for this one's group, and has nothing open that this one was given.
+pub(crate) fn unawaited() -> Result<Command> {
+    let mut program = Command::new(this_program()?);
+    keep_descriptors();
+    (program.stdin(Stdio::null()))
+        .stdout(Stdio::null())
+        // A server's own log would not end before whoever can write to it.
+        .stderr(Stdio::null())
+        .process_group(0);
+    Ok(program)
+}
+
+/// Begins it, and does not look back.
+pub(crate) fn begin(program: &mut Command) -> Result<()> {
+    let begun = program.spawn().map(drop);
+    begun.map_err(|error| CommandError::retry("start another process").because(error))
+}
+
+/// Keeps what whoever began this process left open from those that it begins: a lock of `flock` around an
+/// `archive_command` would live as long as they do.
+pub(crate) fn keep_descriptors() {
+    let (first, last, flags) = (3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    #[allow(unsafe_code)] // No safe crate offers this call.
+    // SAFETY: the call reads nothing of this process, and closes nothing before it becomes another program. Its only
+    // error is a kernel without it (before 5.11), where all stays as it was.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, first, last, flags);
+    }
+}
+
 /// `None` for a directory with a colon in its name, which cannot stand there.
 fn path_with(first: &Path) -> Option<OsString> {
     let others = std::env::var_os("PATH").unwrap_or_else(|| PATH_WITHOUT_ONE.into());

@@ -126,6 +126,8 @@ impl Command {
     /// Which table its exit code comes from.
     pub(crate) const fn exit_table(&self) -> ExitTable {
         match self {
+            Command::Xarchive(typed) if typed.look_ahead => ExitTable::Unawaited,
+            Command::Xrestore(typed) if typed.lays_behind => ExitTable::Unawaited,
             Command::Xarchive(_) => ExitTable::Xarchive,
             Command::Xrestore(_) => ExitTable::Xrestore,
             _ => ExitTable::Ordinary,

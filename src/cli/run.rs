@@ -39,7 +39,8 @@ pub fn run(invocation: &Invocation) -> Result<()> {
         output::start(options, log(None, command))?;
         return synch_standby::run_without_file(options, typed);
     }
-    if matches!(command, Command::Xarchive(_) | Command::Xrestore(_)) {
+    let is_agent = matches!(command, Command::Xarchive(typed) if typed.look_ahead);
+    if matches!(command, Command::Xarchive(_) | Command::Xrestore(_)) && !is_agent {
         // Once they push or copy a file the log says so, too.
         abnormal::exit_on_signals();
     }

@@ -14,7 +14,7 @@ use crate::config::MasterConfig;
 use crate::error::{CommandError, IoContext, Kind, Result};
 use crate::options::Options;
 use crate::output;
-use crate::shell::shell_for;
+use crate::shell::{self, shell_for};
 
 /// Runs the command if it is due and waits for it.
 pub(crate) fn run(config: &MasterConfig, options: &Options) -> Result<()> {
@@ -62,6 +62,7 @@ pub(crate) fn start(config: &MasterConfig) {
         // it. Its own process group: a signal for the archiver's group is not meant for it.
         let lock = stamp.file.try_clone();
         let lock = lock.at(Kind::Retry, "share the time stamp", &stamp.path)?;
+        shell::keep_descriptors();
         let child = std::os::unix::process::CommandExt::process_group(
             &mut shell_for(command, config.master_bin.as_deref()),
             0,

@@ -84,7 +84,7 @@ pub(crate) fn run_for_drill(config: &StandbyConfig, name: WalFileName, path: &Pa
 ///
 /// Never fails: nobody waits for it, and a server that is the first process of its container hears of each child's end.
 pub(crate) fn lay_behind(config: &StandbyConfig, name: WalFileName, path: &Path) {
-    let heeded = abnormal::log_signals(ExitTable::Xrestore);
+    let heeded = abnormal::log_signals(ExitTable::Unawaited);
     let archive = heeded.and_then(|()| {
         let archive = ArchiveReader::open(&config.completed_wals, Arc::new(RealDisk));
         archive.map_err(|error| failed("open the archive", &error))

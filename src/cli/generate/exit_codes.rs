@@ -47,6 +47,7 @@ const fn words(kind: Kind) -> &'static str {
 /// What PostgreSQL or a service manager does with the codes of a table.
 pub(super) const fn why(table: ExitTable) -> &'static str {
     match table {
+        ExitTable::Unawaited => "Nobody waits for it.",
         ExitTable::Ordinary => {
             "`status`, `verify` and `drill` use 0, 1 and 2 as monitoring does: fine, warning, critical."
         }
@@ -73,7 +74,7 @@ const fn can_have(table: ExitTable, kind: Kind) -> bool {
 /// The codes of a table, each with its meanings.
 pub(super) fn meanings(table: ExitTable) -> Vec<(u8, String)> {
     let done = match table {
-        ExitTable::Ordinary => "done",
+        ExitTable::Ordinary | ExitTable::Unawaited => "done",
         ExitTable::Xarchive => "durable on the standby",
         ExitTable::Xrestore => {
             "the file is in place, its records checked now or when it was stored"
@@ -107,7 +108,7 @@ pub(super) fn runbooks(table: ExitTable, code: u8) -> Vec<&'static str> {
         (ExitTable::Xrestore, Kind::Absent) => None,
         (ExitTable::Xrestore, _) => Some("replay-stopped"),
         (_, Kind::Usage | Kind::Config) => Some("wrong-settings"),
-        (ExitTable::Ordinary, _) => None,
+        (ExitTable::Ordinary | ExitTable::Unawaited, _) => None,
         (ExitTable::Xarchive, Kind::Retry) => Some("archiving_fails"),
         (ExitTable::Xarchive, kind) => kind.runbook(),
     };

@@ -26,9 +26,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::geteuid;
@@ -96,25 +94,17 @@ impl<'a> LaidReady<'a> {
         if !next.any(|segment| self.is_to_be_laid(segment)) {
             return;
         }
-        let Ok(program) = shell::this_program() else {
-            return;
-        };
         // Whoever lays them makes none, so that once it is gone it stays so.
         if let Err(error) = files::make_directory(&self.folder) {
             tracing::debug!("no segment is laid ready: {error}");
             return;
         }
-        let laying = Command::new(program)
-            .arg("-q")
-            .arg(&self.config.path)
-            .args(["xrestore", "--lay-behind"])
-            .arg(segment.to_string())
-            .arg(path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn();
+        let laying = shell::unawaited().and_then(|mut laying| {
+            laying.arg("-q").arg(&self.config.path);
+            laying.args(["xrestore", "--lay-behind"]);
+            laying.arg(segment.to_string()).arg(path);
+            shell::begin(&mut laying)
+        });
         if let Err(error) = laying {
             tracing::debug!("no segment is laid ready: {error}");
         }
