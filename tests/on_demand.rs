@@ -2,21 +2,25 @@
 //! Never trusts an exit code alone: each test also looks at what the archive holds. Invariant tested: code and sentence
 //! are those of an `xarchive` that is alone.
 
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::fs::{self, File, TryLockError};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::partial::daemon::Syncdaemon;
+use crate::support::cluster::is_alive;
 use crate::support::place::{give_to_server, server_user};
-use crate::support::{Cluster, Site, wait_for};
+use crate::support::{Cluster, Output, Site, wait_for, walmgr_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An agent that nobody asks ends within this.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
+/// An agent that nobody asks ends after five seconds.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// What an `xarchive` may have begun.
 struct OnDemand<'a>(&'a Site);
@@ -35,30 +39,42 @@ impl OnDemand<'_> {
         wait_for("the agent", PATIENCE, || self.found())
     }
 
+    /// Its process if there is one; what a killed one left says nothing.
     fn found(&self) -> Option<Pid> {
-        let text = fs::read_to_string(self.pidfile()).ok()?;
+        let mut pidfile = File::open(self.pidfile()).ok()?;
+        if !matches!(pidfile.try_lock(), Err(TryLockError::WouldBlock)) {
+            return None;
+        }
+        let mut text = String::new();
+        pidfile.read_to_string(&mut text).ok()?;
         Pid::from_raw(text.trim().parse().ok()?)
     }
 
     fn wait_until_heard(&self) {
         wait_for("its socket", PATIENCE, || {
             let found = fs::symlink_metadata(self.socket()).ok()?;
-            (found.file_type().is_socket() && found.mode() & 0o777 == 0o600).then_some(())
+            UnixStream::connect(self.socket()).ok()?;
+            (found.mode() & 0o777 == 0o600).then_some(())
         });
     }
 
-    fn kill(&self) {
+    fn signal(&self, signal: Signal) {
         let pid = self.pid();
-        kill_process(pid, Signal::KILL).unwrap();
-        let gone =
-            || (!Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists()).then_some(());
-        wait_for("its end", PATIENCE, gone);
+        kill_process(pid, signal).unwrap();
+        let number = u32::try_from(pid.as_raw_nonzero().get()).unwrap();
+        wait_for("its end", PATIENCE, || (!is_alive(number)).then_some(()));
     }
 
     fn has_ended(&self) {
         wait_for("its end", ENDS_WITHIN, || {
             (!self.pidfile().exists() && !self.socket().exists()).then_some(())
         });
+    }
+
+    /// What one left that was killed.
+    #[track_caller]
+    fn assert_left(&self) {
+        assert!(self.pidfile().exists() && self.socket().exists());
     }
 
     /// Nobody has begun one, and nobody is about to.
@@ -130,11 +146,15 @@ fn fault_305_a_backlog_is_shipped_ahead_where_no_syncdaemon_runs() {
     // With a proof in hand nobody needs the receiver.
     site.receiver.stop();
     for number in 3..6 {
-        site.archive(&site.segment_name(number)).succeed();
+        // A busy one may not answer at once, and then it is as if it were not there.
+        wait_for("its proof", PATIENCE, || {
+            let archived = site.archive(&site.segment_name(number));
+            (archived.code == Some(0)).then_some(())
+        });
     }
     // A failure has the words of one alone.
     let through = site.archive(&site.segment_name(6)).fail(1).to_owned();
-    OnDemand(&site).kill();
+    OnDemand(&site).signal(Signal::KILL);
     assert_eq!(through, site.archive(&site.segment_name(6)).fail(1));
     OnDemand(&site).assert_left();
     site.start_receiver();
@@ -142,14 +162,6 @@ fn fault_305_a_backlog_is_shipped_ahead_where_no_syncdaemon_runs() {
         archive(&site, number);
     }
     OnDemand(&site).has_ended();
-}
-
-impl OnDemand<'_> {
-    /// What one left that was killed.
-    #[track_caller]
-    fn assert_left(&self) {
-        assert!(self.pidfile().exists() && self.socket().exists());
-    }
 }
 
 #[test]
@@ -191,16 +203,52 @@ fn fault_307_an_agent_on_demand_that_is_killed_costs_no_file() {
     }
     let on_demand = OnDemand(&site);
     for number in 2..26 {
-        archive(&site, number);
-        if number % 4 == 0 {
-            on_demand.wait_until_heard();
-            site.proxy().set_latency(Duration::from_millis(30));
-            std::thread::sleep(Duration::from_millis(7 * number));
-            on_demand.kill();
-            site.proxy().set_latency(Duration::ZERO);
+        if number % 4 > 0 {
+            archive(&site, number);
+            continue;
         }
+        // While it pushes a file that somebody waits for, or one that nobody does.
+        on_demand.wait_until_heard();
+        site.proxy().set_latency(Duration::from_millis(30));
+        let name = site.segment_name(number);
+        let path = site.data().join("pg_wal").join(&name);
+        let asker = (site.xarchive_walmgr(&path, &name))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(10 * number));
+        on_demand.signal(Signal::KILL);
+        Output::from(asker.wait_with_output().unwrap()).succeed();
+        site.proxy().set_latency(Duration::ZERO);
+        archive(&site, number);
     }
     on_demand.has_ended();
+}
+
+#[test]
+fn fault_307_an_agent_on_demand_that_is_told_to_end_leaves_nothing() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    for number in 2..12 {
+        make_ready(&site, number);
+    }
+    for (number, signal) in [(2, Signal::TERM), (3, Signal::INT)] {
+        archive(&site, number);
+        OnDemand(&site).wait_until_heard();
+        OnDemand(&site).signal(signal);
+        OnDemand(&site).assert_none();
+    }
+    // What nobody waits for ends with 0, whatever is wrong: a server may be its parent.
+    for line in [
+        "missing.ini xarchive --look-ahead pg_wal/x 000000010000000000000002",
+        "missing.ini xrestore --lay-behind 000000010000000000000002 pg_wal/RECOVERYXLOG",
+        "missing.ini xarchive --look-ahead",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ended = Command::new(walmgr_binary()).args(words).output().unwrap();
+        assert_eq!(Output::from(ended).code, Some(0), "{line}");
+    }
 }
 
 #[test]
@@ -213,10 +261,14 @@ fn fault_308_an_agent_on_demand_makes_way_for_a_syncdaemon() {
     archive(&site, 2);
     let on_demand = OnDemand(&site);
     on_demand.wait_until_heard();
-    let mut daemon = Syncdaemon::start(&site);
+    let mut command = site.master_walmgr(&["-v", "-v", "syncdaemon"]);
+    let mut daemon = Syncdaemon::start_as(&site, &mut command);
     daemon.wait_for_log("ships to");
     on_demand.has_ended();
-    for number in 3..6 {
+    archive(&site, 3);
+    // It looks ahead only for an archiver that asks it.
+    daemon.wait_for_log("asked for or not");
+    for number in 4..6 {
         archive(&site, number);
     }
     on_demand.assert_none();
@@ -240,21 +292,19 @@ fn fault_309_settings_that_an_agent_on_demand_has_not_read_are_obeyed() {
     OnDemand(&site).wait_until_heard();
     let before = OnDemand(&site).pid();
     site.master_set("push_timeout", "59s");
-    let begun = Instant::now();
     let mut number = 3;
     // Whom nobody can ask is idle: he ends, and the next one has the settings of now.
-    while OnDemand(&site).found().is_none_or(|found| found == before) {
+    wait_for("the next one", ENDS_WITHIN, || {
         archive(&site, number);
         number = (number + 1).min(8);
-        assert!(begun.elapsed() < ENDS_WITHIN);
-        std::thread::sleep(Duration::from_millis(200));
-    }
+        OnDemand(&site).found().filter(|found| *found != before)
+    });
     archive(&site, 9);
     OnDemand(&site).has_ended();
 }
 
 #[test]
-fn fault_310_a_foreign_file_or_listener_in_its_place_is_left_alone() {
+fn fault_310_a_foreign_file_in_its_place_is_left_alone() {
     let _user = skip_unless!(server_user());
     let site = Site::start();
     for number in 2..6 {
@@ -269,6 +319,39 @@ fn fault_310_a_foreign_file_or_listener_in_its_place_is_left_alone() {
     }
     assert_eq!(fs::read(&socket).unwrap(), b"mine");
     fs::remove_file(&socket).unwrap();
+    archive(&site, 3);
+    OnDemand(&site).wait_until_heard();
+}
+
+#[test]
+fn fault_312_what_an_xarchive_was_given_open_ends_with_it() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    for number in 2..6 {
+        make_ready(&site, number);
+    }
+    let name = site.segment_name(2);
+    let path = site.data().join("pg_wal").join(&name);
+    let alone = site.xarchive_walmgr(&path, &name);
+    let lock = site.home().path().join("lock");
+    // As `archive_command = 'flock LOCK walmgr ...'` has it.
+    let mut locked = Command::new("flock");
+    locked
+        .arg(&lock)
+        .arg(alone.get_program())
+        .args(alone.get_args());
+    for (variable, value) in alone.get_envs() {
+        locked.env(variable, value.unwrap_or_default());
+    }
+    Output::from(locked.output().unwrap()).succeed();
+    OnDemand(&site).wait_until_heard();
+    let free = Command::new("flock")
+        .arg("-n")
+        .arg(&lock)
+        .arg("true")
+        .status();
+    assert!(free.unwrap().success(), "its lock is held on");
+    OnDemand(&site).has_ended();
 }
 
 #[test]
@@ -287,14 +370,17 @@ fn fault_311_the_archiver_of_a_server_loses_no_segment_of_a_backlog() {
     }
     site.start_receiver();
     let last = names.last().unwrap();
+    let mut was_there = false;
     // After three failures it rests for a minute.
     let archived = || {
+        was_there |= OnDemand(&site).found().is_some();
         let cluster = site.cluster();
         cluster.psql("SELECT pg_switch_wal()");
         let done = cluster.psql("SELECT last_archived_wal FROM pg_stat_archiver");
         (done.as_str() >= last.as_str()).then_some(())
     };
     wait_for("the backlog", 3 * PATIENCE, archived);
+    assert!(was_there, "nobody looked ahead");
     for name in &names {
         let own = site.data().join("pg_wal").join(name);
         if let Ok(own) = fs::read(own) {

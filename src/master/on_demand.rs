@@ -1,14 +1,12 @@
 //! An agent that `xarchive` starts where no syncdaemon runs and segments wait: it looks ahead as a syncdaemon does, and
 //! ends with the backlog.
-//! Never gets in a syncdaemon's way, and never archives what nobody asks for: it has its own pidfile and socket, and ends
-//! when a syncdaemon runs. Invariant: it may be killed at any moment; whoever asked it pushes by himself.
+//! Never gets in a syncdaemon's way: it has its own pidfile and socket, and ends when a syncdaemon runs. Invariant: it may be
+//! killed at any moment; whoever asked it pushes by himself.
 //!
 //! Its parent ends before it does. Where the server is the first process of its container it is the server's child then:
-//! so it always ends with 0, and only one that somebody kills would be taken for a crash of one of the server's own.
+//! so it always ends with 0 (`ExitTable::Unawaited`), and only SIGKILL would be taken for a crash of one of the server's own.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,17 +16,21 @@ use crate::config::MasterConfig;
 use crate::daemon::{self, Notices, PidFile};
 use crate::error::{Kind, Result};
 use crate::master::agent::{self, Agent};
+use crate::pg::layout;
 use crate::shell;
 
 /// What makes an `xarchive` an agent.
 const FLAG: &str = "--look-ahead";
 
-/// Finished segments behind one that was pushed which are a backlog: a server that closes one a second has none.
+/// Finished segments behind one that was pushed which are a backlog.
 const BACKLOG_SEGMENTS: usize = 2;
 
-/// It ends when nobody has asked for so long. PostgreSQL's archiver tries again after a second, and after three tries
-/// rests for a minute.
+/// It ends when nobody has asked for so long and nothing is under way. PostgreSQL's archiver tries again after a second,
+/// and after three tries rests for a minute.
 const IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// It is heard within this, or the next file is pushed without it.
+const HEARD_WITHIN: Duration = Duration::from_millis(100);
 
 /// How often it looks whether its time has come.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -38,23 +40,19 @@ pub(super) fn start(config: &MasterConfig, pushed: WalFileName, size: WalSegment
     if config.archive_batch == 0 || !has_backlog(config, pushed, size) {
         return;
     }
-    // One that was just begun may not be heard yet.
-    if daemon::is_running(&agent::on_demand_pidfile(config)).unwrap_or(true) {
+    let pidfile = agent::on_demand_pidfile(config);
+    let is_there = |pidfile| daemon::is_running(pidfile).unwrap_or(true);
+    if is_there(&pidfile) || is_there(&config.syncdaemon_pidfile()) || !agent::can_listen(&pidfile)
+    {
         return;
     }
-    let Ok(program) = shell::this_program() else {
-        return;
-    };
-    let started = Command::new(program)
-        .args(told_to_look_ahead(std::env::args_os().skip(1)))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        // The server's own log would not end before whoever can write to it.
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn();
-    match started {
-        Ok(child) => tracing::debug!("process {} looks ahead", child.id()),
+    let begun = shell::unawaited().and_then(|mut program| {
+        program.args(told_to_look_ahead(std::env::args_os().skip(1)));
+        shell::begin(&mut program)
+    });
+    match begun {
+        // The next file would be pushed by two.
+        Ok(()) => agent::wait_until_heard(&pidfile, HEARD_WITHIN),
         Err(error) => tracing::debug!("nobody looks ahead: {error}"),
     }
 }
@@ -105,10 +103,15 @@ fn look_ahead(config: &MasterConfig, pushed: WalFileName) -> Result<()> {
         return Ok(());
     };
     agent.expects_archiver(pushed);
+    let has_server = || config.master_data.join(layout::POSTMASTER_PID).exists();
+    let had_server = has_server();
     runtime.block_on(async {
-        let is_over =
-            || agent.is_idle(IDLE_MAX) || runs_syncdaemon(config) || !config.master_data.exists();
-        while !is_over() {
+        let is_over = || {
+            let is_down = had_server && !has_server();
+            is_down || !config.master_data.exists() || runs_syncdaemon(config)
+        };
+        // Who has asked gets his answer, if it is not told to end.
+        while agent.is_asked() || !(agent.is_idle(IDLE_MAX) || is_over()) {
             tokio::select! {
                 _ = notices.next() => break,
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}

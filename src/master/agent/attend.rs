@@ -1,4 +1,4 @@
-//! What the syncdaemon does for an `xarchive` that asks.
+//! What the agent does for an `xarchive` that asks.
 //! Never answers for a file that is not the one that was asked for. Invariant: an answer of success names what a
 //! receiver has proven to be durable, and where there is none to give, `xarchive` is sent away to push by itself.
 
@@ -180,11 +180,11 @@ async fn push(
         answer,
     };
     if shared.to_front.send(asked).await.is_err() {
-        return elsewhere("the syncdaemon ends");
+        return elsewhere("the agent ends");
     }
     match answered.await {
         Ok(Ok(stored)) => Ok(AgentWord::Stored(stored)),
         Ok(Err(error)) => Ok(AgentWord::Failed(error)),
-        Err(_) => Ok(AgentWord::Elsewhere("the syncdaemon failed".to_owned())),
+        Err(_) => Ok(AgentWord::Elsewhere("the agent failed".to_owned())),
     }
 }

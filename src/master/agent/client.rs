@@ -1,4 +1,4 @@
-//! How `xarchive` asks the syncdaemon, and how `status` looks at it.
+//! How `xarchive` asks an agent, and how `status` looks at the syncdaemon.
 //! Never waits longer than a moment for one that says nothing. Invariant: only a word that names exactly this file, as
 //! it still is, counts as a proof; whatever else happens, the file is pushed from here, or failed as it would have.
 
@@ -19,7 +19,7 @@ use crate::files::ChangeStamp;
 use crate::master::archived_file::{ArchivedFile, not_in_time};
 use crate::status::AgentFacts;
 
-/// How long a syncdaemon may take to say its first word: a busy one needs a millisecond.
+/// How long an agent may take to say its first word: a busy one needs a millisecond.
 const FIRST_WORD_WITHIN: Duration = Duration::from_millis(100);
 
 /// How long a syncdaemon may take to say how it stands.
@@ -65,12 +65,12 @@ pub(in crate::master) fn ask(
             AgentAnswer::Said(Ok(()))
         }
         Ok(LastWord::Stored(_)) => {
-            tracing::debug!("the syncdaemon answered for another file");
+            tracing::debug!("the agent answered for another file");
             AgentAnswer::PushYourself
         }
         Ok(LastWord::Failed(error)) => AgentAnswer::Said(Err(error)),
         Ok(LastWord::Elsewhere(why)) => {
-            tracing::debug!("the syncdaemon does not archive this: {why}");
+            tracing::debug!("the agent does not archive this: {why}");
             AgentAnswer::PushYourself
         }
         // As it would be if this process had waited for the receiver.
@@ -78,7 +78,7 @@ pub(in crate::master) fn ask(
             AgentAnswer::Said(Err(not_in_time(config, source.name)))
         }
         Err(error) => {
-            tracing::debug!("the syncdaemon did not answer: {error}");
+            tracing::debug!("the agent did not answer: {error}");
             AgentAnswer::PushYourself
         }
     }
@@ -114,7 +114,7 @@ fn is_proof(stored: &ProvenFile, source: &ArchivedFile) -> bool {
         && source.stamp_now().is_some_and(|now| is_same(&now))
 }
 
-/// The last word of a syncdaemon.
+/// The last word of an agent.
 enum LastWord {
     Stored(ProvenFile),
     Failed(crate::error::CommandError),

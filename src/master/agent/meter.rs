@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::metrics::{Counter, Metric, Samples};
 use crate::status::AgentFigures;
 
-/// What the syncdaemon did for `xarchive`.
+/// What an agent did for `xarchive`.
 #[derive(Debug, Default)]
 pub(in crate::master) struct AgentMeter {
     /// Files that were asked for.

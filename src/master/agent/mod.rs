@@ -8,7 +8,7 @@
 //! | `socket` | the socket, and who is at its other end |
 //! | `words` | what is said over it |
 //! | `client` | `xarchive`'s side |
-//! | `attend` | the syncdaemon's side |
+//! | `attend` | the agent's side |
 //! | `shelf` | what is shipped, under way, and next |
 //! | `meter` | what is counted |
 //! | `marks`, `ready` | what PostgreSQL has ready |
@@ -42,7 +42,9 @@ pub(super) use self::meter::AgentMeter;
 use self::shared::{AgentShared, settings_digest};
 use self::shelf::Shelf;
 use self::socket::BoundSocket;
-pub(super) use self::socket::{beside as socket_beside, on_demand_pidfile, pidfiles};
+pub(super) use self::socket::{
+    beside as socket_beside, can_listen, on_demand_pidfile, pidfiles, wait_until_heard,
+};
 pub use self::words::read_any;
 use crate::config::MasterConfig;
 
@@ -140,10 +142,14 @@ impl Agent {
         self.shared.hears_archiver();
     }
 
-    /// Whether nobody asks, or has asked for so long.
+    /// Whether somebody waits for an answer.
+    pub(super) fn is_asked(&self) -> bool {
+        self.shared.askers.available_permits() < ASKERS_MAX
+    }
+
+    /// Whether nobody has asked for so long, and nothing is under way.
     pub(super) fn is_idle(&self, patience: Duration) -> bool {
-        let nobody_asks = self.shared.askers.available_permits() == ASKERS_MAX;
-        nobody_asks && !self.shared.was_asked_within(patience)
+        !self.shared.was_asked_within(patience) && !self.shared.shelf().is_at_work()
     }
 
     /// The server has closed this segment and flushed all of it, and the receiver has its records: they are finished

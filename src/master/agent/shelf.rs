@@ -138,6 +138,11 @@ impl Shelf {
         self.waiting.is_empty()
     }
 
+    /// Whether a file is under way.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.under_way.values().any(|work| !work.is_lost())
+    }
+
     /// How many wait to be begun.
     pub(super) fn waiting(&self) -> usize {
         self.closed.len() + self.waiting.len()

@@ -7,17 +7,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::Access;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::geteuid;
 
 use crate::config::MasterConfig;
-use crate::files::FileId;
+use crate::files::{self, FileId};
 
 /// Those that wait to be accepted: an archiver asks for one file at a time.
 const BACKLOG: i32 = 16;
+
+/// How soon it is looked again whether somebody listens.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The pidfiles of those who may be asked with these settings, the syncdaemon's first.
 pub(in crate::master) fn pidfiles(config: &MasterConfig) -> [PathBuf; 2] {
@@ -36,6 +41,21 @@ pub(in crate::master) fn beside(pidfile: &Path) -> PathBuf {
     let mut name = pidfile.as_os_str().to_owned();
     name.push(".agent");
     name.into()
+}
+
+/// Whether the agent with this pidfile could listen: its folder takes files of this user's, and the path is short enough.
+pub(in crate::master) fn can_listen(pidfile: &Path) -> bool {
+    let folder = files::directory_of(pidfile);
+    let may_write = rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    may_write && SocketAddrUnix::new(beside(pidfile)).is_ok()
+}
+
+/// Waits until somebody listens there, or for so long.
+pub(in crate::master) fn wait_until_heard(pidfile: &Path, patience: Duration) {
+    let (socket, until) = (beside(pidfile), Instant::now() + patience);
+    while connect(&socket).is_err() && Instant::now() < until {
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// The socket's name, removed when this is dropped.

@@ -1,4 +1,4 @@
-//! What `xarchive` and the syncdaemon say to each other, and how it stands in bytes.
+//! What `xarchive` and its agent say to each other, and how it stands in bytes.
 //! Never trusts a length that it reads. Invariant: bytes of another version, or of somebody else, are no word.
 //!
 //! ```text
@@ -110,7 +110,7 @@ pub(super) enum BadWord {
 impl fmt::Display for BadWord {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BadWord::Foreign => out.write_str("these are not words of a syncdaemon"),
+            BadWord::Foreign => out.write_str("these are not words of an agent"),
             BadWord::Version(found) => {
                 write!(out, "expected words of version {VERSION}, found {found}")
             }
