@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::partial::daemon::Syncdaemon;
 use crate::support::cluster::is_alive;
-use crate::support::place::{give_to_server, server_user};
+use crate::support::place::{as_server, give_to_server, server_user};
 use crate::support::{Cluster, Output, Site, wait_for, walmgr_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -333,7 +333,7 @@ fn fault_312_what_an_xarchive_was_given_open_ends_with_it() {
     let name = site.segment_name(2);
     let path = site.data().join("pg_wal").join(&name);
     let alone = site.xarchive_walmgr(&path, &name);
-    let lock = site.home().path().join("lock");
+    let lock = site.home().write("lock", b"");
     // As `archive_command = 'flock LOCK walmgr ...'` has it.
     let mut locked = Command::new("flock");
     locked
@@ -343,7 +343,8 @@ fn fault_312_what_an_xarchive_was_given_open_ends_with_it() {
     for (variable, value) in alone.get_envs() {
         locked.env(variable, value.unwrap_or_default());
     }
-    Output::from(locked.output().unwrap()).succeed();
+    give_to_server(&lock);
+    Output::from(as_server(&mut locked).output().unwrap()).succeed();
     OnDemand(&site).wait_until_heard();
     let free = Command::new("flock")
         .arg("-n")
