@@ -6,7 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -56,6 +56,12 @@ impl OnDemand<'_> {
             UnixStream::connect(self.socket()).ok()?;
             (found.mode() & 0o777 == 0o600).then_some(())
         });
+    }
+
+    /// Whether it works where a server does.
+    fn is_in(&self, data: &Path) -> bool {
+        let cwd = format!("/proc/{}/cwd", self.pid().as_raw_nonzero());
+        fs::read_link(cwd).unwrap() == data
     }
 
     fn signal(&self, signal: Signal) {
@@ -134,6 +140,7 @@ fn fault_305_a_backlog_is_shipped_ahead_where_no_syncdaemon_runs() {
     }
     archive(&site, 2);
     OnDemand(&site).wait_until_heard();
+    assert!(!OnDemand(&site).is_in(&site.data().canonicalize().unwrap()));
     for number in 3..6 {
         wait_until_held(&site, number);
     }

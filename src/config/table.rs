@@ -103,7 +103,7 @@ pub(crate) const KEYS: &[Key] = &[
         .defaults().added(),
     key("verify_wal", Master, Choice(&["records", "headers", "off"]), "records", "How thoroughly the receiver checks WAL before it acknowledges it.")
         .defaults().added(),
-    key("archive_batch", Master, Integer(0, 1_024), "8", "Finished segments that are shipped before the archiver asks, by syncdaemon or, for a backlog, by a child of xarchive. 0: none.")
+    key("archive_batch", Master, Integer(0, 1_024), "8", "Finished segments that are shipped before the archiver asks for them, also without a syncdaemon. 0: none.")
         .defaults().added(),
     key("archive_jobs", Master, Integer(1, 16), "2", "Number of connections on which segments are shipped ahead.")
         .defaults().added(),

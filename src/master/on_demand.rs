@@ -90,6 +90,7 @@ pub(super) fn serve(config: &MasterConfig, pushed: WalFileName) {
 }
 
 fn look_ahead(config: &MasterConfig, pushed: WalFileName) -> Result<()> {
+    leave_data_directory(config);
     let runtime = crate::master::runtime()?;
     // Before the pidfile names this process: whoever reads it there may send a signal.
     let mut notices = runtime.block_on(async { Notices::listen() })?;
@@ -120,6 +121,23 @@ fn look_ahead(config: &MasterConfig, pushed: WalFileName) -> Result<()> {
     });
     tracing::debug!("nothing is left to look ahead for");
     Ok(())
+}
+
+/// Whoever works in a data directory is taken for its server, and keeps its file system from being unmounted.
+fn leave_data_directory(config: &MasterConfig) {
+    let pidfile = config.syncdaemon_pidfile();
+    let tls = &config.tls;
+    let paths = [
+        &config.path,
+        &config.master_data,
+        &pidfile,
+        &tls.key,
+        &tls.certificate,
+    ];
+    // What is relative is so to the data directory.
+    if paths.into_iter().all(|path| path.is_absolute()) {
+        let _ = std::env::set_current_dir("/");
+    }
 }
 
 fn runs_syncdaemon(config: &MasterConfig) -> bool {
