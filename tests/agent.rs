@@ -76,16 +76,6 @@ impl Attended {
         .map(|metric| self.counted(metric))
     }
 
-    /// PostgreSQL has this segment ready.
-    fn make_ready(&self, name: &str) {
-        let marks = self.site.data().join("pg_wal/archive_status");
-        fs::create_dir_all(&marks).unwrap();
-        give_to_server(&marks);
-        let mark = marks.join(format!("{name}.ready"));
-        fs::write(&mark, b"").unwrap();
-        give_to_server(&mark);
-    }
-
     /// Fails, through the syncdaemon and alone in the same words, which it hands out.
     #[track_caller]
     fn fails_as_alone(&mut self, code: i32, name: &str) -> String {
@@ -458,7 +448,9 @@ fn fault_261_what_is_ready_is_shipped_in_its_order_and_marked_by_nobody() {
     let mut attended = Attended::start(site);
     for number in 3..9 {
         attended.site.write_segment(number);
-        attended.make_ready(&attended.site.segment_name(number));
+        attended
+            .site
+            .make_ready(&attended.site.segment_name(number));
     }
     // Nobody has asked yet: another program may be what archives.
     std::thread::sleep(Duration::from_millis(300));
@@ -502,7 +494,7 @@ fn fault_262_a_file_changed_since_it_was_shipped_is_pushed_anew() {
     archive(&attended.site, 2);
     let name = attended.site.segment_name(3);
     attended.site.write_segment(3);
-    attended.make_ready(&name);
+    attended.site.make_ready(&name);
     attended.wait_until_held(&name);
     // The proof comes a moment after the file.
     std::thread::sleep(Duration::from_millis(300));

@@ -535,6 +535,16 @@ impl Site {
         self.write_wal(&self.segment_name(number), self.segment(number, "walmgr"))
     }
 
+    /// Marks a file as PostgreSQL does that waits for its archiver.
+    pub fn make_ready(&self, name: &str) {
+        let marks = self.data.join("pg_wal/archive_status");
+        std::fs::create_dir_all(&marks).unwrap();
+        give_to_server(&marks);
+        let mark = marks.join(format!("{name}.ready"));
+        std::fs::write(&mark, b"").unwrap();
+        give_to_server(&mark);
+    }
+
     /// Writes a file into `pg_wal` and returns its path.
     pub fn write_wal(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.data.join("pg_wal").join(name);
