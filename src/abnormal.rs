@@ -39,12 +39,17 @@ pub fn table_at_start() -> ExitTable {
     }
 }
 
-/// What makes a command of PostgreSQL's one that nobody waits for.
-const UNAWAITED: [&str; 2] = ["--look-ahead", "--lay-behind"];
+/// Makes an `xarchive` an agent, for which nobody waits.
+pub(crate) const LOOK_AHEAD: &str = "--look-ahead";
 
-/// Whether a word of the command line is one of them.
+/// Makes an `xrestore` one that lays segments ready, for which nobody waits.
+pub(crate) const LAY_BEHIND: &str = "--lay-behind";
+
+/// Whether a word of the command line makes it one that nobody waits for.
 pub(crate) fn is_unawaited(word: &[u8]) -> bool {
-    UNAWAITED.iter().any(|flag| word == flag.as_bytes())
+    [LOOK_AHEAD, LAY_BEHIND]
+        .iter()
+        .any(|flag| word == flag.as_bytes())
 }
 
 /// The `%p` of every `restore_command` (`XLogFileRead` and `readTimeLineHistory` in

@@ -12,15 +12,13 @@ use std::time::Duration;
 
 use walmgr_protocol::names::{WalFileName, WalSegmentSize};
 
+use crate::abnormal::LOOK_AHEAD;
 use crate::config::MasterConfig;
 use crate::daemon::{self, Notices, PidFile};
 use crate::error::{Kind, Result};
 use crate::master::agent::{self, Agent};
 use crate::pg::layout;
 use crate::shell;
-
-/// What makes an `xarchive` an agent.
-const FLAG: &str = "--look-ahead";
 
 /// Finished segments behind one that was pushed which are a backlog.
 const BACKLOG_SEGMENTS: usize = 2;
@@ -75,7 +73,7 @@ fn told_to_look_ahead(typed: impl Iterator<Item = OsString>) -> Vec<OsString> {
         let is_command = word == OsStr::new("xarchive") && !is_told;
         words.push(word);
         if is_command {
-            words.push(FLAG.into());
+            words.push(LOOK_AHEAD.into());
             is_told = true;
         }
     }

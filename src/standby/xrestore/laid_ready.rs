@@ -32,6 +32,7 @@ use std::time::Duration;
 use rustix::process::geteuid;
 use walmgr_protocol::names::{SegmentName, WalFileName, WalSegmentSize};
 
+use crate::abnormal::LAY_BEHIND;
 use crate::config::StandbyConfig;
 use crate::error::{IoContext, Kind, Result};
 use crate::files::{self, HandedOver, RoomNeeded};
@@ -101,7 +102,7 @@ impl<'a> LaidReady<'a> {
         }
         let laying = shell::unawaited().and_then(|mut laying| {
             laying.arg("-q").arg(&self.config.path);
-            laying.args(["xrestore", "--lay-behind"]);
+            laying.args(["xrestore", LAY_BEHIND]);
             laying.arg(segment.to_string()).arg(path);
             shell::begin(&mut laying)
         });
