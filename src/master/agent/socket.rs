@@ -43,11 +43,12 @@ pub(in crate::master) fn beside(pidfile: &Path) -> PathBuf {
     name.into()
 }
 
-/// Whether the agent with this pidfile could listen: its folder takes files of this user's, and the path is short enough.
+/// Whether the agent with this pidfile could listen: its folder takes files of this user's, the path is short enough, and
+/// nothing of somebody else's lies there.
 pub(in crate::master) fn can_listen(pidfile: &Path) -> bool {
-    let folder = files::directory_of(pidfile);
+    let (folder, socket) = (files::directory_of(pidfile), beside(pidfile));
     let may_write = rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok();
-    may_write && SocketAddrUnix::new(beside(pidfile)).is_ok()
+    may_write && SocketAddrUnix::new(&socket).is_ok() && own_socket(&socket).is_ok()
 }
 
 /// Waits until somebody listens there, or for so long.
@@ -166,6 +167,22 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
         assert!(listen(&path).is_err());
+    }
+
+    #[test]
+    fn fault_310_nobody_is_begun_where_he_could_not_listen() {
+        let folder = tempfile::tempdir().unwrap();
+        let pidfile = folder.path().join("master.pid.ahead");
+        let socket = beside(&pidfile);
+        assert!(can_listen(&pidfile));
+        // What one that was killed left is replaced.
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        assert!(can_listen(&pidfile));
+        std::fs::remove_file(&socket).unwrap();
+        std::fs::write(&socket, b"mine").unwrap();
+        assert!(!can_listen(&pidfile));
+        assert!(!can_listen(&folder.path().join("n".repeat(200))));
+        assert!(!can_listen(&folder.path().join("absent/master.pid.ahead")));
     }
 
     #[test]
