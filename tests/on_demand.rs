@@ -323,18 +323,13 @@ fn fault_310_a_foreign_file_in_its_place_is_left_alone() {
     OnDemand(&site).wait_until_heard();
 }
 
-#[test]
-fn fault_312_what_an_xarchive_was_given_open_ends_with_it() {
-    let _user = skip_unless!(server_user());
-    let site = Site::start();
-    for number in 2..6 {
-        make_ready(&site, number);
-    }
-    let name = site.segment_name(2);
+/// Archives this one as `archive_command = 'flock LOCK walmgr ...'` does.
+#[track_caller]
+fn archive_below_lock(site: &Site, number: u64) {
+    let name = site.segment_name(number);
     let path = site.data().join("pg_wal").join(&name);
     let alone = site.xarchive_walmgr(&path, &name);
     let lock = site.home().write("lock", b"");
-    // As `archive_command = 'flock LOCK walmgr ...'` has it.
     let mut locked = Command::new("flock");
     locked
         .arg(&lock)
@@ -345,14 +340,48 @@ fn fault_312_what_an_xarchive_was_given_open_ends_with_it() {
     }
     give_to_server(&lock);
     Output::from(as_server(&mut locked).output().unwrap()).succeed();
+}
+
+/// Nobody holds the lock that a file was archived below.
+#[track_caller]
+fn assert_lock_is_free(site: &Site) {
+    let free = File::open(site.home().join("lock")).unwrap();
+    assert!(free.try_lock().is_ok(), "its lock is held on");
+}
+
+#[test]
+fn fault_312_what_an_xarchive_was_given_open_ends_with_it() {
+    let _user = skip_unless!(server_user());
+    let site = Site::start();
+    for number in 2..6 {
+        make_ready(&site, number);
+    }
+    archive_below_lock(&site, 2);
     OnDemand(&site).wait_until_heard();
-    let free = Command::new("flock")
-        .arg("-n")
-        .arg(&lock)
-        .arg("true")
-        .status();
-    assert!(free.unwrap().success(), "its lock is held on");
+    assert_lock_is_free(&site);
     OnDemand(&site).has_ended();
+}
+
+#[test]
+fn fault_312_a_periodic_command_holds_nothing_of_its_xarchive() {
+    let _user = skip_unless!(server_user());
+    let mut site = Site::start();
+    let (begun, go) = (site.home().join("begun"), site.home().join("go"));
+    let command = format!(
+        "touch {}; until test -e {}; do sleep 0.05; done; rm {}",
+        begun.display(),
+        go.display(),
+        begun.display()
+    );
+    site.master_set("periodic_command", &command);
+    site.write_segment(2);
+    archive_below_lock(&site, 2);
+    wait_for("periodic_command", PATIENCE, || {
+        begun.exists().then_some(())
+    });
+    assert_lock_is_free(&site);
+    fs::write(&go, b"").unwrap();
+    wait_for("its end", PATIENCE, || (!begun.exists()).then_some(()));
 }
 
 #[test]
