@@ -45,13 +45,17 @@ pub fn archives_its_timeline(site: &Site, server: &Cluster) {
     let name = server.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
     assert!(name.starts_with("00000002"), "{name}");
     server.switch_wal();
+    // A file lies there before it is judged, and is acknowledged after that.
+    let marks = server.data().join("pg_wal/archive_status");
     wait_for("a segment of the new timeline", PATIENCE, || {
-        (site.holds(&name) && site.holds("00000002.history")).then_some(())
+        let is_archived = |name: &str| marks.join(format!("{name}.done")).exists();
+        (is_archived(&name) && is_archived("00000002.history")).then_some(())
     });
+    assert!(site.holds(&name) && site.holds("00000002.history"));
     // The standby follows it: with what is there a server comes up to the last record.
     let verified = site.standby_command(&["verify"]);
     assert!(verified.stdout.contains("all is well"), "{verified:?}");
-    let ready = names_in(&server.data().join("pg_wal/archive_status"));
+    let ready = names_in(&marks);
     let ready: Vec<&String> = ready
         .iter()
         .filter(|name| name.ends_with(".ready"))
