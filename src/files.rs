@@ -3,11 +3,13 @@
 //! name. Invariant: after a return of `Ok` the content survives a power cut; a `HandedOver` file,
 //! whose reader makes it durable itself, is the one exception.
 
+mod boot;
 mod lock;
 mod resolved;
 pub(crate) mod slices;
 mod stamp;
 
+pub(crate) use boot::{BOOT_BYTES, boot};
 pub(crate) use lock::{lock_folder_of, lock_within, try_lock, try_lock_open};
 pub(crate) use resolved::resolved;
 pub(crate) use stamp::{ChangeStamp, file_clock};

@@ -32,9 +32,8 @@ use walmgr_protocol::names::{SegmentName, WalSegmentSize};
 use super::beside::name_of_packed;
 use super::error::StoreError;
 use super::folder::Folder;
-use super::partial::acknowledged;
 use super::segment_runs::SegmentRuns;
-use crate::files::FileId;
+use crate::files::{self, FileId};
 
 /// The folder of the index in `completed_wals`.
 pub(crate) const NAMES_NAME: &str = ".names";
@@ -236,7 +235,7 @@ impl Folder {
     /// Which folder this is, and when it changed last.
     pub(super) fn moment(&self) -> Option<FolderMoment> {
         let stat = self.disk.stat(self.handle()).ok()?;
-        let boot = acknowledged::boot();
+        let boot = files::boot();
         (!boot.is_empty()).then(|| FolderMoment {
             identity: stat.identity,
             modified_ns: stat.modified_ns,

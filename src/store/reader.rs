@@ -25,10 +25,10 @@ use super::lineage::{
     HistoryAnswer, Lineage, LineageFacts, Missing, SegmentProgress, TimelineLine,
 };
 use super::map_notes;
-use super::partial::{PartialEnd, acknowledged};
+use super::partial::PartialEnd;
 use super::proof::{Prover, WalProof};
 use super::segment_runs::SegmentRuns;
-use crate::files::FileId;
+use crate::files::{self, FileId};
 use crate::wal::history::History;
 use crate::wal::joint::SegmentEnd;
 use crate::wal::obstacle::Obstacles;
@@ -683,7 +683,7 @@ impl Stored {
     /// nothing where the system does not tell that.
     pub fn stamp(&self) -> Option<String> {
         let stat = self.folder.disk.stat(self.file.handle()).ok()?;
-        let boot = acknowledged::boot();
+        let boot = files::boot();
         let FileId { device, inode } = stat.identity;
         let (len, modified, changed) = (stat.len, stat.modified_ns, stat.changed_ns);
         let name = self.name;

@@ -21,18 +21,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::OnceLock;
 
 use walmgr_protocol::names::{Lsn, SegmentName};
 
+use crate::files::{BOOT_BYTES, boot};
 use crate::store::error::StoreError;
 use crate::store::folder::Folder;
 
 /// What the file is called behind its segment's name.
 const SUFFIX: &str = ".acknowledged";
-
-/// Of a boot identifier, a UUID.
-const BOOT_BYTES: usize = 36;
 
 /// The whole file.
 const FILE_BYTES: usize = 24 + 1 + 17 + 6 + BOOT_BYTES + 5 + 8 + 1;
@@ -134,17 +131,6 @@ pub(in crate::store) fn parse(segment: SegmentName, text: &[u8]) -> Option<Ackno
     (text == text_of(segment, end, written_under)).then(|| Acknowledged {
         end,
         is_exact: written_under == boot() && !written_under.starts_with('-'),
-    })
-}
-
-/// Tells this boot of the kernel from every other one; empty where nothing does.
-pub(in crate::store) fn boot() -> &'static str {
-    static BOOT: OnceLock<String> = OnceLock::new();
-    BOOT.get_or_init(|| {
-        let told = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        let told = told.unwrap_or_default().trim().to_owned();
-        let is_sound = told.len() == BOOT_BYTES && told.bytes().all(|byte| byte.is_ascii_graphic());
-        if is_sound { told } else { String::new() }
     })
 }
 
