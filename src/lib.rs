@@ -53,6 +53,7 @@
 //! | [`audit`] | who did what to an archive or its rules: `audit_log` |
 //! | [`metrics`] | counters, and the page that monitoring reads |
 //! | [`cli`], [`options`], [`output`], [`daemon`], [`abnormal`], [`memory`] | the program around the commands |
+//! | [`laid_ready`] | segments that `xrestore` of either side lays ready in `pg_wal` |
 //! | [`error`], [`files`], [`patience`], [`rate_limit`], [`identity`], [`cleanup`], [`status`], [`shell`] | used by all: errors and exit codes, small durable files, disks that hang, bytes a second, commands of both sides, the administrator's shell commands |
 //!
 //! Imports run one way: `main → cli → master | standby | receiver → transport, store, pg → wal →
@@ -69,6 +70,7 @@ pub(crate) mod daemon;
 pub mod error;
 pub(crate) mod files;
 pub(crate) mod identity;
+pub(crate) mod laid_ready;
 pub(crate) mod master;
 pub mod memory;
 pub(crate) mod metrics;

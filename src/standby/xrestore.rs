@@ -23,11 +23,12 @@ use std::time::{Duration, Instant};
 
 use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
 
-use self::laid_ready::{LaidReady, LaidSegment};
+use self::laid_ready::LaidReady;
 use crate::abnormal;
 use crate::config::{OnCorrupt, StandbyConfig};
 use crate::error::{CommandError, ExitTable, IoContext, Kind, Result};
 use crate::files::{self, HandedOver};
+use crate::laid_ready::LaidSegment;
 use crate::options::Options;
 use crate::output;
 use crate::pg::conf::ServerSettings;

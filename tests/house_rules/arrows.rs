@@ -4,7 +4,7 @@
 /// What each room of `src` may name of the others. `error` is open to all; a room sees itself.
 /// The order is the order of the arrows: nobody names a room above its own.
 #[rustfmt::skip]
-pub(super) const ARROWS: [(&str, &[&str]); 26] = [
+pub(super) const ARROWS: [(&str, &[&str]); 27] = [
     ("main", &["abnormal", "cli", "memory", "output"]),
     (
         "cli",
@@ -16,15 +16,15 @@ pub(super) const ARROWS: [(&str, &[&str]); 26] = [
     (
         "master",
         &[
-            "abnormal", "cleanup", "config", "daemon", "files", "identity", "metrics", "options", "output",
-            "pg", "rate_limit", "shell", "status", "tar", "transport", "wal", "protocol",
+            "abnormal", "cleanup", "config", "daemon", "files", "identity", "laid_ready", "metrics", "options",
+            "output", "pg", "rate_limit", "shell", "status", "tar", "transport", "wal", "protocol",
         ],
     ),
     (
         "standby",
         &[
-            "abnormal", "audit", "cleanup", "config", "daemon", "files", "identity", "metrics", "options",
-            "output", "patience", "pg", "rate_limit", "shell", "status", "store", "transport",
+            "abnormal", "audit", "cleanup", "config", "daemon", "files", "identity", "laid_ready", "metrics",
+            "options", "output", "patience", "pg", "rate_limit", "shell", "status", "store", "transport",
             "wal", "protocol",
         ],
     ),
@@ -34,6 +34,10 @@ pub(super) const ARROWS: [(&str, &[&str]); 26] = [
             "abnormal", "audit", "config", "daemon", "files", "metrics", "options", "output", "patience",
             "pg", "rate_limit", "shell", "store", "tar", "transport", "wal", "protocol",
         ],
+    ),
+    (
+        "laid_ready",
+        &["abnormal", "files", "pg", "shell", "protocol"],
     ),
     (
         "cleanup",
