@@ -2,6 +2,7 @@
 //! Never trusts an exit code alone: what lies at the destination is looked at too.
 //! Invariant: what is there is what is stored, and what is not whole is not there.
 
+mod ahead;
 mod difference;
 mod difference_kills;
 mod restore;

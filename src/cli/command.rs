@@ -251,8 +251,12 @@ pub(super) fn run_command(
         (Master(own), Command::ListBackups(_)) => master::listbackups::run(own, options),
         (Master(own), Command::Status(typed)) => master::status::run(own, options, typed),
         (Master(own), Command::Restore(typed)) => master::restore::run(own, options, typed),
-        (Master(own), Command::Xrestore(typed)) if typed.is_for_drill || typed.lays_behind => {
+        (Master(own), Command::Xrestore(typed)) if typed.is_for_drill => {
             Err(wrong_side(word, "standby", &own.path))
+        }
+        (Master(own), Command::Xrestore(typed)) if typed.lays_behind => {
+            master::xrestore::lay_behind(own, typed.name, &typed.path);
+            Ok(())
         }
         (Master(own), Command::Xrestore(typed)) => {
             master::xrestore::run(own, options, typed.name, &typed.path)

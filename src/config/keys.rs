@@ -324,7 +324,7 @@ mod tests {
             partial_wals full_backup config_backup loop_delay use_xlog_functions compression \
             keep_symlinks hot_standby command_interval periodic_command slave_fingerprint tls \
             tls_key tls_cert tls_ca connect_timeout push_timeout block_size backup_jobs \
-            backup_checkpoint archive_batch archive_jobs verify_wal";
+            backup_checkpoint archive_batch archive_jobs restore_ahead verify_wal";
         let standby = "job_name logfile use_skylog slave_data slave_bin slave_config_dir \
             slave_stop_cmd slave_start_cmd slave slave_pg_xlog walmgr_data completed_wals \
             partial_wals full_backup config_backup keep_backups keep_minimum_age backup_datadir archive_command \

@@ -105,6 +105,8 @@ pub struct MasterConfig {
     pub archive_batch: u32,
     /// Connections that they go over.
     pub archive_jobs: u32,
+    /// How many segments `xrestore` lays ready.
+    pub restore_ahead: u32,
     /// How closely WAL is checked.
     pub verify_wal: VerifyWal,
     /// The standby's folders as an old file names them; kept for nobody but the curious.
@@ -188,6 +190,7 @@ impl MasterConfig {
             },
             archive_batch: settings.number("archive_batch")?,
             archive_jobs: settings.number("archive_jobs")?,
+            restore_ahead: settings.number("restore_ahead")?,
             verify_wal: VerifyWal::read(settings, "verify_wal")?,
             metrics_listen: settings.listen("metrics_listen")?,
             ignored_folders,

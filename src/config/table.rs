@@ -251,7 +251,7 @@ pub(crate) const KEYS: &[Key] = &[
         .added(),
     key("drill_database", Standby, Text, "postgres", "Database in which drill runs drill_sql.")
         .defaults().added(),
-    key("restore_ahead", Standby, Integer(0, 64), "4", "Segments that xrestore lays ready in pg_wal/.walmgr while the server replays the ones before them. 0: none.")
+    key("restore_ahead", Both, Integer(0, 64), "4", "Segments that xrestore lays ready in pg_wal/.walmgr while the server replays the ones before them. 0: none.")
         .defaults().added(),
     key("restore_wait", Standby, time(60), "1s", "Maximum time that xrestore waits for a file before it reports that the file is missing.")
         .defaults().added(),

@@ -6,33 +6,30 @@
 //! The exit codes are the standby's: 0, 1 for proven absent, 254 for everything else. A connection
 //! that breaks is tried again for `push_timeout`, because 254 ends the server that asks.
 
-use std::io;
-use std::path::{Path, PathBuf};
+mod fetched_ahead;
+mod placing;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use walmgr_protocol::limits::SMALL_FILE_BYTES_MAX;
 use walmgr_protocol::message::fetch::{GetFile, NotFound};
 use walmgr_protocol::message::{Error, ErrorCode};
-use walmgr_protocol::names::{Lsn, SegmentName, WalFileName};
+use walmgr_protocol::names::WalFileName;
 use walmgr_protocol::session::fetch::{FetchOutcome, FetchRequest};
 
+use self::fetched_ahead::FetchedAhead;
+use self::placing::{FileSink, Look, Nowhere, Placing, Room, Whole};
 use crate::abnormal;
 use crate::config::MasterConfig;
-use crate::error::{CommandError, ExitTable, IoContext, Kind, Result};
-use crate::files::HandedOver;
+use crate::error::{CommandError, ExitTable, Kind, Result};
 use crate::master::cluster::ClusterFacts;
-use crate::master::fetch::{Fetched, Fetching, Sink};
+use crate::master::fetch::{Fetched, Fetching};
 use crate::options::Options;
 use crate::output;
-use crate::pg::{crossing, location};
-use crate::wal::obstacle_walk::ObstacleWalk;
-use crate::wal::scan::Scanner;
+use crate::pg::location;
 
 /// Pause before the next attempt.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// The largest segment of any cluster, for a restore where the cluster is not known.
-const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// How long a file that is missing among others may be on its way.
 const GAP_PATIENCE: Duration = Duration::from_secs(3);
@@ -44,9 +41,23 @@ pub(crate) fn run(
     name: WalFileName,
     path: &Path,
 ) -> Result<()> {
-    abnormal::log_signals(ExitTable::Xrestore)?;
     let data = location::data_directory_of(path);
     let facts = data.as_deref().map(ClusterFacts::of);
+    // Whoever lays segments knows the settings of the file alone.
+    let ahead = match (&data, &facts) {
+        (Some(data), Some(Ok(facts))) if !options.not_really && options.overrides.is_empty() => {
+            FetchedAhead::of_server(config, data, *facts, path)
+        }
+        _ => None,
+    };
+    if let (Some(ahead), Some(segment)) = (&ahead, name.segment())
+        && (ahead.hand_over(segment, path)? || ahead.wait_for(segment, path)?)
+    {
+        tracing::info!("{name} lay ready for {}", path.display());
+        ahead.lay_behind(segment, path);
+        return Ok(());
+    }
+    abnormal::log_signals(ExitTable::Xrestore)?;
     let look = match (name, &data, &facts) {
         (WalFileName::Segment(segment), Some(data), Some(Ok(facts))) => {
             Some(Look::begin(data, segment, facts))
@@ -75,6 +86,13 @@ pub(crate) fn run(
     };
     // A writer that is stuck in a dead disk must not hold the exit back.
     runtime.shutdown_background();
+    if let Some(ahead) = ahead {
+        match (name, &restored) {
+            (WalFileName::Segment(segment), Ok(_)) => ahead.lay_behind(segment, path),
+            // PostgreSQL asks for a history before it begins to replay a timeline and when it ends.
+            _ => ahead.clear(),
+        }
+    }
     match restored? {
         Whole::InPlace => {
             tracing::info!("{name} restored to {}", path.display());
@@ -84,157 +102,26 @@ pub(crate) fn run(
     }
 }
 
-/// What became of a whole file.
-enum Whole {
-    InPlace,
-    Seen,
-}
-
-/// Where a file goes.
-trait FileSink: Sink {
-    fn finish(self) -> Result<Whole>;
-}
-
-/// `-n`: it is looked at only.
-struct Nowhere {
-    room: Room,
-    look: Option<Look>,
-}
-
-impl Sink for Nowhere {
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.room.take(bytes)?;
-        self.look.iter_mut().for_each(|look| look.update(bytes));
-        Ok(())
-    }
-}
-
-/// A look for what replay may not get past in a segment; this host has the master's tablespaces.
-#[derive(Clone)]
-struct Look {
-    data: PathBuf,
-    major: u8,
-    segment: SegmentName,
-    walk: ObstacleWalk,
-    /// From within the record that the segment before did not end.
-    crossing: Option<ObstacleWalk>,
-}
-
-impl Look {
-    fn begin(data: &Path, segment: SegmentName, facts: &ClusterFacts) -> Look {
-        let size = facts.cluster.segment_size;
-        let scanner = Scanner::new(segment.start(size).unwrap_or_default(), size);
-        Look {
-            data: data.to_path_buf(),
-            major: u8::try_from(facts.cluster.postgres_major).unwrap_or_default(),
-            segment,
-            walk: ObstacleWalk::from(scanner.without_checksums()),
-            crossing: crossing::before(data, segment, size),
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        self.walk.update(bytes);
-        self.crossing.iter_mut().for_each(|walk| walk.update(bytes));
-    }
-
-    fn judge(&self) -> Result<()> {
-        let mut obstacles = self.walk.obstacles().clone();
-        if let Some(crossing) = &self.crossing {
-            obstacles.add_before(crossing.obstacles(), Lsn(u64::MAX));
-        }
-        match location::held_back(&self.data, self.major, &obstacles) {
-            Some(held) => {
-                let doing = format!("{} is held back", self.segment);
-                Err(CommandError::retry(doing).because(held))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a file may be long: a receiver that sends without end fills no disk here.
-#[derive(Clone, Copy)]
-struct Room {
-    name: WalFileName,
-    most_bytes: u64,
-    left_bytes: u64,
-}
-
-impl Room {
-    fn of(name: WalFileName, facts: Option<&ClusterFacts>) -> Room {
-        let segment = facts.map_or(SEGMENT_BYTES_MAX, |facts| {
-            facts.cluster.segment_size.bytes()
-        });
-        let most_bytes = match name {
-            WalFileName::Segment(_) | WalFileName::Partial(_) => segment,
-            _ => SMALL_FILE_BYTES_MAX,
+/// Fetches the segments behind one for the server that has asked for it.
+///
+/// Never fails: nobody waits for it, and a server that is the first process of its container hears of each child's end.
+pub(crate) fn lay_behind(config: &MasterConfig, name: WalFileName, path: &Path) {
+    let laid = abnormal::log_signals(ExitTable::Unawaited).and_then(|()| {
+        let (Some(data), Some(segment)) = (location::data_directory_of(path), name.segment())
+        else {
+            return Ok(());
         };
-        Room {
-            name,
-            most_bytes,
-            left_bytes: most_bytes,
-        }
-    }
-
-    fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.left_bytes.checked_sub(bytes.len() as u64) {
-            Some(left_bytes) => {
-                self.left_bytes = left_bytes;
-                Ok(())
-            }
-            None => Err(CommandError::retry(format!(
-                "the standby sent more for {} than the {} bytes that such a file can have",
-                self.name, self.most_bytes
-            ))
-            .hint("look at the file on the standby, and check that its receiver is yours")),
-        }
-    }
-}
-
-impl FileSink for Nowhere {
-    fn finish(self) -> Result<Whole> {
-        self.look.as_ref().map_or(Ok(()), Look::judge)?;
-        Ok(Whole::Seen)
-    }
-}
-
-struct Placing {
-    room: Room,
-    file: HandedOver,
-    path: PathBuf,
-    look: Option<Look>,
-}
-
-impl Placing {
-    fn begin(path: &Path, room: Room, look: Option<Look>) -> Result<Placing> {
-        let begun = HandedOver::begin(path);
-        Ok(Placing {
-            room,
-            file: begun.at(Kind::Retry, "create a file beside", path)?,
-            path: path.to_path_buf(),
-            look,
-        })
-    }
-
-    fn writing(path: &Path, result: io::Result<()>) -> Result<()> {
-        result.at(Kind::Retry, "write", path)
-    }
-}
-
-impl Sink for Placing {
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.room.take(bytes)?;
-        self.look.iter_mut().for_each(|look| look.update(bytes));
-        Placing::writing(&self.path, self.file.append(bytes))
-    }
-}
-
-impl FileSink for Placing {
-    fn finish(self) -> Result<Whole> {
-        self.look.as_ref().map_or(Ok(()), Look::judge)?;
-        Placing::writing(&self.path, self.file.put_in_place())?;
-        Ok(Whole::InPlace)
+        let facts = ClusterFacts::of(&data)?;
+        let Some(ahead) = FetchedAhead::of_server(config, &data, facts, path) else {
+            return Ok(());
+        };
+        let runtime = super::runtime()?;
+        let laid = runtime.block_on(ahead.lay(segment));
+        runtime.shutdown_background();
+        laid
+    });
+    if let Err(error) = laid {
+        tracing::debug!("no segment behind {name} is fetched ahead: {error}");
     }
 }
 

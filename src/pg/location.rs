@@ -43,7 +43,7 @@ pub(crate) fn refusal<'a>(
 ) -> Option<CommandError> {
     let mut met = met.into_iter();
     met.find_map(|met| match &met.obstacle {
-        Obstacle::Tablespace { oid, location } if !location.is_empty() => {
+        Obstacle::Tablespace { oid, location } if may_refuse(&met.obstacle) => {
             let location = Path::new(OsStr::from_bytes(location));
             let (why, hint) = fault(data, major, location)?;
             let doing = format!(
@@ -55,6 +55,16 @@ pub(crate) fn refusal<'a>(
         }
         _ => None,
     })
+}
+
+/// Whether there may be a reason not to hand out WAL with these obstacles.
+pub(crate) fn may_hold_back(obstacles: &Obstacles) -> bool {
+    obstacles.is_cut() || obstacles.all().iter().any(|met| may_refuse(&met.obstacle))
+}
+
+/// Whether it names a place outside the data directory.
+fn may_refuse(obstacle: &Obstacle) -> bool {
+    matches!(obstacle, Obstacle::Tablespace { location, .. } if !location.is_empty())
 }
 
 /// The data directory of whoever asks for a file to be put there. PostgreSQL works in it; a script in between

@@ -39,7 +39,8 @@ use walmgr_protocol::names::{SegmentName, WalFileName};
 pub(super) use self::client::{AgentAnswer, ask, look};
 pub(super) use self::marks::is_ready;
 pub(super) use self::meter::AgentMeter;
-use self::shared::{AgentShared, settings_digest};
+use self::shared::AgentShared;
+pub(super) use self::shared::settings_digest;
 use self::shelf::Shelf;
 use self::socket::BoundSocket;
 pub(super) use self::socket::{

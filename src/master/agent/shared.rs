@@ -130,7 +130,7 @@ impl AgentShared {
 }
 
 /// What tells settings apart: the agent works with those that it has read, `xarchive` with those of the file.
-pub(super) fn settings_digest(config: &MasterConfig) -> [u8; SETTINGS_BYTES] {
+pub(in crate::master) fn settings_digest(config: &MasterConfig) -> [u8; SETTINGS_BYTES] {
     let said = digest(&SHA256, format!("{config:?}").as_bytes());
     let mut bytes = [0; SETTINGS_BYTES];
     bytes.copy_from_slice(said.as_ref());
