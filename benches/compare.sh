@@ -14,9 +14,9 @@
 #           them, and with one that shipped them as they were written, with the processor time of the whole machine; pgBackRest one by one and asynchronous, with two and four processes, packed by lz4 and by zst; `cp` and sync
 # backup    a full backup: `backup --full`, `pgbackrest backup --type=full`, `pg_basebackup`, `rsync --fsync`
 # restore   into an empty directory: `restore`, `pgbackrest restore`, `cp -a` and sync
-# fetch     one segment handed out: `xrestore` on the standby, of one that lies ready, and over TLS on the master; `pgbackrest archive-get`, `cp`
-# replay    by a warm standby, milliseconds a segment: `xrestore` with and without segments that lie ready, `pgbackrest archive-get`,
-#           one by one and asynchronous with two processes, `cp`; `mv`, the least that any command can take
+# fetch     one segment handed out: `xrestore` on the standby, and over TLS on the master, of one that lies ready too; `pgbackrest archive-get`, `cp`
+# replay    by a warm standby, milliseconds a segment: `xrestore` on the standby and over TLS on the master, each with and without segments that lie ready,
+#           `pgbackrest archive-get`, one by one and asynchronous with two processes, `cp`; `mv`, the least that any command can take
 # lag       from a record's flush until it is durable on the other side: `syncdaemon`, `pg_receivewal --synchronous`
 #
 # walmgr speaks TLS with its receiver and checks every record of a segment; everything else writes to a folder of this machine
@@ -49,7 +49,16 @@ stop_syncdaemon() {
     as_server ./walmgr -q master.ini syncdaemon -s 2>>"$place/commands.log"
     syncdaemon_running=
 }
-before_clean_up() { [[ -z $syncdaemon_running ]] || stop_syncdaemon || true; }
+# Who is taken for a server.
+imitation=
+stop_imitation() {
+    [[ -z $imitation ]] || kill "$imitation"
+    imitation=
+}
+before_clean_up() {
+    [[ -z $syncdaemon_running ]] || stop_syncdaemon || true
+    stop_imitation || true
+}
 
 # --- a cluster, and everybody's settings ---------------------------------------------------------
 echo "making a cluster of $mib MiB; everything on $file_system"
@@ -297,25 +306,32 @@ fetch() {
             [[ -z $pgbackrest ]] || timed 'fetch pgbackrest lz4' -C "$pgdata" $pgbackrest_line archive-get "$name" "$place/$to"
         done
         as_server rm -rf fetched
-        laid_ready
+        laid_ready 'fetch walmgr, laid ready' standby.ini
+        laid_ready 'fetch walmgr over TLS, laid ready' master.ini
     done
 }
-# laid_ready: what the call before has laid ready is handed out, as to a server that asks for one segment behind the other.
+# laid_ready LABEL SETTINGS: what calls before have laid ready is handed out, as to a server that asks for one segment behind the other.
 laid_ready() {
-    local name label=
-    as_server bash -c 'rm -rf laid; mkdir -p laid/pg_wal'
-    as_server cp "$pgdata/PG_VERSION" "$pgdata/postmaster.pid" laid/
+    local name calls=0
+    as_server bash -c 'rm -rf laid; mkdir -p laid/pg_wal laid/global'
+    as_server cp "$pgdata/PG_VERSION" laid/
+    as_server cp "$pgdata/global/pg_control" laid/global/
+    # What works there with that number is taken for its server.
+    begin_as_server env -C "$place/laid" sleep 600
+    imitation=$begun_pid
+    printf '%s\n%s\n1700000000\n' "$imitation" "$place/laid" | as_server tee laid/postmaster.pid >/dev/null
     for name in "${segments[@]}"; do
-        if [[ -n $label ]]; then
+        # The second call in a row has the next ones fetched.
+        if ((calls++ > 1)); then
             compgen -G "$place/laid/pg_wal/.walmgr/$name.*" >/dev/null || echo "$name does not lie ready" >&2
-            timed "$label" -C "$place/laid" ../walmgr -q ../standby.ini xrestore "$name" pg_wal/RECOVERYXLOG
+            timed "$1" -C "$place/laid" ../walmgr -q "../$2" xrestore "$name" pg_wal/RECOVERYXLOG
         else
-            as_server env -C "$place/laid" ../walmgr -q ../standby.ini xrestore "$name" pg_wal/RECOVERYXLOG
-            label='fetch walmgr, laid ready'
+            as_server env -C "$place/laid" ../walmgr -q "../$2" xrestore "$name" pg_wal/RECOVERYXLOG
         fi
         as_server rm -f laid/pg_wal/RECOVERYXLOG
         sleep 0.3
     done
+    stop_imitation
     as_server rm -rf laid
 }
 replay() {
@@ -328,6 +344,8 @@ replay() {
         as_server rm -rf moved
         replayed 'replay walmgr' "$place/walmgr -q $place/standby.ini xrestore %f %p"
         replayed 'replay walmgr, restore_ahead = 0' "$place/walmgr -q $place/standby.ini --set restore_ahead=0 xrestore %f %p"
+        replayed 'replay walmgr over TLS' "$place/walmgr -q $place/master.ini xrestore %f %p"
+        replayed 'replay walmgr over TLS, restore_ahead = 0' "$place/walmgr -q $place/master.ini --set restore_ahead=0 xrestore %f %p"
         [[ -n $pgbackrest ]] || continue
         pgbackrest_settings lz4 n 1
         replayed 'replay pgbackrest lz4' "$pgbackrest_line --pg1-path=$place/replaying archive-get %f %p"
