@@ -319,6 +319,8 @@ laid_ready() {
     # What works there with that number is taken for its server.
     begin_as_server env -C "$place/laid" sleep 600
     imitation=$begun_pid
+    # Its end is no news.
+    disown -a
     printf '%s\n%s\n1700000000\n' "$imitation" "$place/laid" | as_server tee laid/postmaster.pid >/dev/null
     for name in "${segments[@]}"; do
         # The second call in a row has the next ones fetched.
