@@ -231,6 +231,23 @@ mod tests {
     }
 
     #[test]
+    fn fault_314_what_lies_inside_the_data_directory_holds_nothing_back() {
+        let of = |met: Met| {
+            let mut obstacles = Obstacles::default();
+            obstacles.add(met);
+            obstacles
+        };
+        assert!(may_hold_back(&of(created(Path::new("/srv/space")))));
+        // One in place, and each record of an extension's resource manager.
+        assert!(!may_hold_back(&of(created(Path::new("")))));
+        let manager = Met {
+            lsn: Lsn(0x0300_0028),
+            obstacle: Obstacle::Manager(130),
+        };
+        assert!(!may_hold_back(&of(manager)));
+    }
+
+    #[test]
     fn fault_124_a_location_is_free_its_own_or_refused_with_what_to_do() {
         let home = tempfile::tempdir().unwrap();
         let (data, space) = (home.path().join("data"), home.path().join("space"));
