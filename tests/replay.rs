@@ -124,8 +124,14 @@ pub(crate) fn finish(site: &Site) -> String {
 #[test]
 fn a_standby_far_behind_replays_segments_that_lie_ready() {
     skip_unless!(Cluster::available(15));
-    let mut site = master(15);
-    let (walmgr, ini) = (walmgr_binary().display(), site.standby_ini().display());
+    let site = master(15);
+    let ini = site.standby_ini().to_path_buf();
+    replays_what_lies_ready(site, &ini);
+}
+
+/// A standby far behind, whose `restore_command` is that of these settings, is handed out what lies ready for it.
+pub(crate) fn replays_what_lies_ready(mut site: Site, ini: &Path) {
+    let (walmgr, ini) = (walmgr_binary().display(), ini.display());
     let command = format!("restore_command = '{walmgr} -v -v {ini} xrestore %f %p %r'");
     let mut standby = copy_of_master(&mut site, "behind", &["hot_standby = on", &command]);
     signal_file(&standby, "standby.signal");

@@ -15,12 +15,12 @@ use walmgr::test_support::wal::writer::WalWriter;
 use walmgr_protocol::names::{Lsn, SegmentName};
 
 use super::Scene;
-use crate::replay::{copy_of_master, finish, master, signal_file, wait_until_restored};
+use crate::replay::{master, replays_what_lies_ready};
 use crate::support::imitation::write_data_directory;
 use crate::support::place::{as_server, give_to_server, server_user};
 use crate::support::proxy::{Direction, Fault};
 use crate::support::strace::Strace;
-use crate::support::{Cluster, Output, Site, wait_for, walmgr_binary};
+use crate::support::{Cluster, Output, Site, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const RM_TBLSPC: u8 = 5;
@@ -407,29 +407,7 @@ fn fault_314_a_segment_that_may_hold_replay_back_is_not_fetched_ahead() {
 #[test]
 fn a_server_on_the_master_replays_segments_that_were_fetched_ahead() {
     skip_unless!(Cluster::available(15));
-    let mut site = master(15);
-    let (walmgr, ini) = (walmgr_binary().display(), site.master_ini().display());
-    let command = format!("restore_command = '{walmgr} -v -v {ini} xrestore %f %p'");
-    let mut standby = copy_of_master(&mut site, "behind", &["hot_standby = on", &command]);
-    signal_file(&standby, "standby.signal");
-    for round in 0..12 {
-        let sql =
-            format!("CREATE TABLE round_{round} AS SELECT 1 AS n FROM generate_series(1, 20000)");
-        site.cluster().psql(&sql);
-        site.cluster().switch_wal();
-    }
-    let last = finish(&site);
-    standby.start();
-    wait_until_restored(&standby, &last);
-    let log = standby.log();
-    let ready = log.matches("lay ready for pg_wal/RECOVERYXLOG").count();
-    assert!(ready >= 2, "{ready} lay ready:\n{log}");
-    wait_for("the last table", Duration::from_secs(60), || {
-        standby.try_psql("TABLE round_11 LIMIT 1").ok()
-    });
-    // It asks in vain for the next one.
-    let folder = standby.data().join("pg_wal/.walmgr");
-    wait_for("nothing that lies ready", Duration::from_secs(60), || {
-        (!folder.exists()).then_some(())
-    });
+    let site = master(15);
+    let ini = site.master_ini().to_path_buf();
+    replays_what_lies_ready(site, &ini);
 }

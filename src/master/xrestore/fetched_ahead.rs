@@ -33,6 +33,9 @@ use crate::wal::obstacle::Obstacles;
 /// Bytes of the settings' digest that a stamp has.
 const SETTINGS_STAMP_BYTES: usize = 8;
 
+/// How often whoever fetches looks whether its server is still there.
+const SERVER_LOOK: Duration = Duration::from_millis(500);
+
 /// Where fetched segments lie ready for one server.
 pub(super) struct FetchedAhead<'a> {
     config: &'a MasterConfig,
@@ -44,9 +47,6 @@ pub(super) struct FetchedAhead<'a> {
     /// What tells this run of it, and the settings.
     stamp: String,
 }
-
-/// How often whoever fetches looks whether its server is still there.
-const SERVER_LOOK: Duration = Duration::from_millis(500);
 
 impl<'a> FetchedAhead<'a> {
     /// For the server that runs in `data` and asks for a file under this path; nothing for a person.
