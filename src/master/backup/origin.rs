@@ -10,9 +10,6 @@ use crate::error::{IoContext, Kind, Result};
 use crate::files;
 use crate::transport::connect::fresh_nonce;
 
-/// Tells one boot of a host from another, and so the processes of both.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
 /// The name under which a process makes backups of a data directory. The lock on the directory ends with the
 /// value, or with the process.
 pub(crate) struct BackupOrigin {
@@ -33,9 +30,8 @@ impl BackupOrigin {
             .into_owned();
         let text = match lock {
             Some(_) => {
-                let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
                 let (device, inode) = (metadata.dev(), metadata.ino());
-                format!("{host} {} {device} {inode}", boot.trim())
+                format!("{host} {} {device} {inode}", files::boot())
             }
             None => format!("{host} {:02x?}", fresh_nonce()?),
         };
